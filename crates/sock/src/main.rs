@@ -1,0 +1,2 @@
+//! The `sock` command line.
+fn main() {}
