@@ -1,0 +1,285 @@
+//! Control groups, version 2: finding the hierarchy, making and removing groups, limits. See the kernel's
+//! Documentation/admin-guide/cgroup-v2.rst.
+//!
+//! A group is made for one container, removed with it, and never handed on: whoever kept a descriptor of an old group's
+//! `cgroup.procs` could otherwise still put processes into it. Every container has a group even where no controller is
+//! to be had: membership is how its processes are found, and `cgroup.kill` how they all end at once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, SysResult, SyscallError};
+
+/// The controllers that limits are kept by.
+pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+
+/// The parent of all groups of one launcher.
+#[derive(Debug)]
+pub struct Hierarchy {
+    root: PathBuf,
+    controllers: Vec<String>,
+}
+
+/// Where cgroup2 is mounted, and beneath which directory of it we may make groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The directory that gets our parent group.
+    pub directory: PathBuf,
+    /// The controllers that it can hand down.
+    pub controllers: Vec<String>,
+}
+
+/// No cgroup2 hierarchy is mounted.
+#[derive(Debug, thiserror::Error)]
+#[error("no cgroup2 file system is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup")]
+pub struct NoHierarchy;
+
+/// Finds where cgroup2 is mounted in the text of a mountinfo file. proc_pid_mountinfo(5).
+pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let point = fields.nth(4)?;
+        let writable = fields.next()?.split(',').any(|option| option == "rw");
+        (filesystem.split(' ').next() == Some("cgroup2") && writable).then(|| PathBuf::from(unescape(point)))
+    })
+}
+
+/// Undoes mountinfo's octal escapes of blank characters.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// Chooses the place: the caller's own group when it was delegated controllers, else the root of the hierarchy.
+pub fn find() -> Result<Place, NoHierarchy> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = mount_point(&mountinfo).ok_or(NoHierarchy)?;
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let place = |directory: PathBuf| Place { controllers: available(&directory), directory };
+    let (own, root) = (place(mount.join(own)), place(mount));
+    Ok(if own.controllers.len() >= root.controllers.len() && !own.controllers.is_empty() {
+        own
+    } else {
+        root
+    })
+}
+
+fn available(directory: &Path) -> Vec<String> {
+    let list = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    list.split_whitespace().filter(|name| CONTROLLERS.contains(name)).map(str::to_owned).collect()
+}
+
+impl Hierarchy {
+    /// Makes (or takes over) the parent group `name` in `place`, removes what an earlier owner left in it, and hands
+    /// every available controller down to its children.
+    ///
+    /// Returns the hierarchy and how many left-over groups it removed.
+    pub fn open(place: &Place, name: &str) -> SysResult<(Self, usize)> {
+        let root = place.directory.join(name);
+        if let Err(error) = fs::create_dir(&root)
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(error).call_on("mkdir", &root);
+        }
+        let mut removed = 0;
+        for entry in fs::read_dir(&root).call_on("open", &root)?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                Group { path: entry.path() }.destroy()?;
+                removed += 1;
+            }
+        }
+        let mut controllers = Vec::new();
+        for name in &place.controllers {
+            // Down from the place, then down from our own parent; one that refuses (it has processes of its own, say)
+            // is one we do not have, and the limits that need it are kept by other means.
+            let enabled = [&place.directory, &root].iter().all(|directory| {
+                write(&directory.join("cgroup.subtree_control"), &format!("+{name}")).is_ok()
+            });
+            if enabled {
+                controllers.push(name.clone());
+            }
+        }
+        Ok((Self { root, controllers }, removed))
+    }
+
+    /// The controllers whose limits the kernel keeps for our groups.
+    pub fn controllers(&self) -> &[String] {
+        &self.controllers
+    }
+
+    /// Whether `name` is one of them.
+    pub fn has(&self, name: &str) -> bool {
+        self.controllers.iter().any(|controller| controller == name)
+    }
+
+    /// Makes a group.
+    pub fn create(&self, name: &str) -> SysResult<Group> {
+        let path = self.root.join(name);
+        fs::create_dir(&path).call_on("mkdir", &path)?;
+        Ok(Group { path })
+    }
+
+    /// Removes the parent with every group in it, killing what is left.
+    pub fn remove_all(self) -> SysResult<()> {
+        Group { path: self.root }.destroy()
+    }
+}
+
+/// What a container may use. Zero is not "unlimited": every limit has a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory that the container's processes may add to what they were forked with, bytes.
+    pub memory: u64,
+    /// Processes and threads.
+    pub processes: u32,
+    /// Processor time, in thousandths of one processor.
+    pub cpu_millis: u32,
+    /// Open files per process.
+    pub files: u32,
+}
+
+impl Default for Limits {
+    /// 128 MiB, as a Lambda function has unless it asks for more; 512 processes and two processors are beyond what a
+    /// function needs and far below what hurts the machine; 1,024 files is what a function has there too.
+    fn default() -> Self {
+        Self { memory: 128 << 20, processes: 512, cpu_millis: 2000, files: 1024 }
+    }
+}
+
+/// One container's group.
+#[derive(Debug)]
+pub struct Group {
+    path: PathBuf,
+}
+
+/// How a group's memory stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processes that the kernel killed for want of memory.
+    pub oom_kills: u64,
+    /// The most memory ever charged, bytes; 0 where the kernel does not tell.
+    pub memory_peak: u64,
+}
+
+impl Group {
+    /// A descriptor that a process joins the group by: it writes "0" to it. What counts is who opened it.
+    pub fn entrance(&self) -> SysResult<File> {
+        let path = self.path.join("cgroup.procs");
+        OpenOptions::new().write(true).open(&path).call_on("open", &path)
+    }
+
+    /// Where the group is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The processes in it, by the caller's numbers.
+    pub fn processes(&self) -> SysResult<Vec<Pid>> {
+        let path = self.path.join("cgroup.procs");
+        let list = fs::read_to_string(&path).call_on("read", &path)?;
+        Ok(list.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw).collect())
+    }
+
+    /// Sets the limits that `hierarchy` has controllers for.
+    pub fn limit(&self, hierarchy: &Hierarchy, limits: &Limits) -> SysResult<()> {
+        const PERIOD: u64 = 100_000;
+        if hierarchy.has("memory") {
+            write(&self.path.join("memory.max"), &limits.memory.to_string())?;
+            write(&self.path.join("memory.oom.group"), "1")?;
+            // A kernel without swap accounting has no such file, and then nothing to limit.
+            let swap = self.path.join("memory.swap.max");
+            if swap.exists() {
+                write(&swap, "0")?;
+            }
+        }
+        if hierarchy.has("pids") {
+            write(&self.path.join("pids.max"), &limits.processes.to_string())?;
+        }
+        if hierarchy.has("cpu") {
+            let quota = u64::from(limits.cpu_millis) * PERIOD / 1000;
+            write(&self.path.join("cpu.max"), &format!("{quota} {PERIOD}"))?;
+        }
+        Ok(())
+    }
+
+    /// What the group's memory controller counted.
+    pub fn usage(&self) -> Usage {
+        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let events = read("memory.events");
+        let oom = events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+        Usage { oom_kills: oom.unwrap_or(0), memory_peak: read("memory.peak").trim().parse().unwrap_or(0) }
+    }
+
+    /// Kills every process in it at once, frozen ones and ones that are being forked included.
+    pub fn kill(&self) -> SysResult<()> {
+        write(&self.path.join("cgroup.kill"), "1")
+    }
+
+    /// Removes the group; `Ok(false)` while a process is still in it.
+    pub fn try_remove(&self) -> SysResult<bool> {
+        match fs::remove_dir(&self.path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error).call_on("rmdir", &self.path),
+        }
+    }
+
+    /// Kills what is in it and below it, waits until that is gone, and removes it: for a group that a crash left.
+    pub fn destroy(&self) -> SysResult<()> {
+        // Ten seconds: longer than any process needs that is not stuck in the kernel.
+        const ROUNDS: usize = 1000;
+        for entry in fs::read_dir(&self.path).call_on("open", &self.path)?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                Group { path: entry.path() }.destroy()?;
+            }
+        }
+        self.kill()?;
+        for _ in 0..ROUNDS {
+            if self.try_remove()? {
+                return Ok(());
+            }
+            self.wait_for_change()?;
+        }
+        Err(SyscallError { call: "rmdir", path: Some(self.path.clone()), errno: Errno::EBUSY })
+    }
+
+    /// Waits for the kernel's word that `cgroup.events` changed, at most 10 ms: it holds that word back about as long.
+    pub(crate) fn wait_for_change(&self) -> SysResult<()> {
+        let path = self.path.join("cgroup.events");
+        let events = File::open(&path).call_on("open", &path)?;
+        let mut wanted = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        poll(&mut wanted, PollTimeout::from(10u8)).map(drop).call("poll")
+    }
+}
+
+fn write(path: &Path, value: &str) -> SysResult<()> {
+    let mut file = OpenOptions::new().write(true).open(path).call_on("open", path)?;
+    file.write_all(value.as_bytes()).call_on("write", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_a_hybrid_hosts_mount() {
+        let mountinfo = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+                         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                         41 31 0:38 / /sys/fs/cgroup/a\\040b rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_point(mountinfo), Some(PathBuf::from("/sys/fs/cgroup/a b")));
+    }
+
+    #[test]
+    fn a_read_only_mount_is_none() {
+        assert_eq!(mount_point("41 31 0:38 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw\n"), None);
+    }
+}

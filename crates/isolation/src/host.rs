@@ -1,0 +1,267 @@
+//! One machine's ground for containers: a mount namespace of our own, the parent cgroup, the slot builder.
+//!
+//! ```text
+//! <work>/            tmpfs, in this process's own mount namespace: the host's table never grows
+//!   root/            where the builder assembles the template
+//!   views/<id>/      one overlay for each set of read-only layers
+//!   slots/<number>/  shared mount; the container's /var is its slave
+//!     task/ packages/ opt/
+//!   empty-1/ empty-2/
+//! ```
+//! All of it goes with the process: the namespaces die, and with them the mounts. Only cgroups would stay; the next
+//! start removes those.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::builder::{Builder, Event, Make};
+use crate::cgroup::{self, Group, Hierarchy, NoHierarchy};
+use crate::error::{Context, SysResult, SyscallError};
+use crate::execute::detached;
+use crate::ids::IdRange;
+use crate::init::Command;
+use crate::plan::{SlotSpec, Template};
+use crate::sys;
+
+/// What a [`Host`] is started with.
+#[derive(Debug)]
+pub struct HostOptions {
+    /// An existing directory to mount on, invisible to the rest of the machine.
+    pub work: PathBuf,
+    /// The name of the parent cgroup. A start removes what an earlier owner of the name left.
+    pub group: String,
+    /// The root that all containers share.
+    pub template: Template,
+    /// The host's user ids for containers.
+    pub ids: IdRange,
+}
+
+/// Why a host could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// See [`NoHierarchy`].
+    #[error(transparent)]
+    NoHierarchy(#[from] NoHierarchy),
+    /// A system call failed.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// Not root.
+    #[error("containers need root for now (user id is {0}); run it with sudo")]
+    NotRoot(u32),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) ids: IdRange,
+    work: PathBuf,
+    builder: Builder,
+    removed: usize,
+}
+
+/// The outside parts of a container, made before the builder is asked for the rest.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) number: u64,
+    pub(crate) group: Group,
+    pub(crate) var: PathBuf,
+}
+
+/// The namespaces that a container is made in: a zygote's, for the slots that it forks into.
+pub(crate) struct Parent<'a> {
+    pub(crate) user: BorrowedFd<'a>,
+    pub(crate) pids: BorrowedFd<'a>,
+}
+
+impl Host {
+    /// Starts the ground. The calling process has to be root and single-threaded, gets a mount namespace of its own, and
+    /// must stay for as long as the containers shall.
+    pub fn start(options: HostOptions) -> Result<Self, HostError> {
+        let uid = nix::unistd::geteuid();
+        if !uid.is_root() {
+            return Err(HostError::NotRoot(uid.as_raw()));
+        }
+        sys::require_single_thread()?;
+        let (hierarchy, removed) = Hierarchy::open(&cgroup::find()?, &options.group)?;
+        unshare(CloneFlags::CLONE_NEWNS).call("unshare")?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).call_on("mount", "/")?;
+        let work = options.work;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), &work, Some("tmpfs"), flags, Some("mode=700,size=64m"))
+            .call_on("mount", &work)?;
+        for name in ["root", "views", "slots"].into_iter().chain(EMPTY) {
+            let path = work.join(name);
+            fs::create_dir(&path).call_on("mkdir", &path)?;
+        }
+        let builder = Builder::start(&options.template, &work.join("root"))?;
+        Ok(Self { hierarchy, ids: options.ids, work, builder, removed })
+    }
+
+    /// How many cgroups of an earlier owner the start removed.
+    pub fn removed(&self) -> usize {
+        self.removed
+    }
+
+    /// Whether the kernel keeps limits by the controller `name`.
+    pub fn has_controller(&self, name: &str) -> bool {
+        self.hierarchy.has(name)
+    }
+
+    pub(crate) fn builder_socket(&self) -> BorrowedFd<'_> {
+        self.builder.socket()
+    }
+
+    pub(crate) fn event(&self) -> SysResult<Option<Event>> {
+        self.builder.event()
+    }
+
+    /// Makes the cgroup and the `/var` of container `number`.
+    pub(crate) fn ground(&self, number: u64) -> SysResult<Ground> {
+        let group = self.hierarchy.create(&number.to_string())?;
+        let var = self.work.join("slots").join(number.to_string());
+        for path in [var.clone(), var.join("task"), var.join("packages"), var.join("opt")] {
+            fs::create_dir(&path).call_on("mkdir", &path)?;
+        }
+        std::os::unix::fs::symlink("/tmp", var.join("tmp")).call_on("symlink", &var)?;
+        let none: Option<&str> = None;
+        mount(Some(&var), &var, none, MsFlags::MS_BIND, none).call_on("mount", &var)?;
+        mount(none, &var, none, MsFlags::MS_SHARED, none).call_on("mount", &var)?;
+        Ok(Ground { number, group, var })
+    }
+
+    /// Asks the builder for the rest; it answers by an [`Event`].
+    pub(crate) fn build(
+        &self,
+        ground: &Ground,
+        map: String,
+        parent: Option<Parent<'_>>,
+        what: (SlotSpec, Option<Command>, &[BorrowedFd<'_>]),
+    ) -> SysResult<()> {
+        let entrance = ground.group.entrance()?;
+        let var = detached(nix::fcntl::AT_FDCWD, &ground.var, READ_ONLY)?;
+        sys::set_mount_attributes(var.as_fd(), 0, MsFlags::MS_SLAVE.bits())
+            .call_on("mount_setattr", &ground.var)?;
+        let (spec, command, command_fds) = what;
+        let mut fds = vec![entrance.as_fd(), var.as_fd()];
+        let nested = parent.is_some();
+        if let Some(parent) = parent {
+            fds.extend([parent.user, parent.pids]);
+        }
+        fds.extend(command_fds);
+        self.builder.make(&Make { slot: ground.number, map, nested, spec, command }, &fds)
+    }
+
+    /// Makes the directory `path` beneath `dir` appear in the container, read-only, at `/var/<place>`.
+    pub(crate) fn show(
+        &self,
+        ground: &Ground,
+        place: &str,
+        dir: BorrowedFd<'_>,
+        path: &str,
+    ) -> SysResult<()> {
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY;
+        let directory = sys::open_beneath(dir, path, flags)?;
+        let tree = detached(directory.as_fd(), Path::new(""), READ_ONLY)?;
+        let target = ground.var.join(place);
+        sys::attach_mount(tree.as_fd(), &target).call_on("move_mount", &target)
+    }
+
+    /// Makes the view `id` appear in the container at `/var/packages`.
+    pub(crate) fn show_view(&self, ground: &Ground, id: &str) -> SysResult<()> {
+        let tree = detached(nix::fcntl::AT_FDCWD, &self.view(id), READ_ONLY)?;
+        let target = ground.var.join("packages");
+        sys::attach_mount(tree.as_fd(), &target).call_on("move_mount", &target)
+    }
+
+    fn view(&self, id: &str) -> PathBuf {
+        self.work.join("views").join(id)
+    }
+
+    /// Stacks directories beneath `dir` into one read-only tree, the first on top: an overlay without an upper layer,
+    /// which nobody can ever write to. overlay(5) of the kernel's documentation.
+    pub(crate) fn add_view(&self, id: &str, dir: BorrowedFd<'_>, layers: &[String]) -> SysResult<()> {
+        let path = self.view(id);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made.call_on("mkdir", &path)?,
+        }
+        let mounted = self.mount_view(&path, dir, layers);
+        if mounted.is_err() {
+            let _ = fs::remove_dir(&path);
+        }
+        mounted
+    }
+
+    fn mount_view(&self, path: &Path, dir: BorrowedFd<'_>, layers: &[String]) -> SysResult<()> {
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY;
+        let open = |layer: &String| sys::open_beneath(dir, layer, flags);
+        let mut layers = layers.iter().map(open).collect::<SysResult<Vec<_>>>()?;
+        // Two at least, and different ones, is what an overlay without an upper layer takes: empty ones fill up.
+        for name in &EMPTY[layers.len().min(2)..] {
+            let empty = self.work.join(name);
+            let directory = nix::fcntl::open(&empty, flags, nix::sys::stat::Mode::empty());
+            layers.push(directory.call_on("open", &empty)?);
+        }
+        let tree = overlay(&layers).call_on("mount overlay", path)?;
+        sys::attach_mount(tree.as_fd(), path).call_on("move_mount", path)
+    }
+
+    /// Kills what is left of a container and takes its ground away; `false` while a process is still in its cgroup.
+    pub(crate) fn clear(&self, ground: &Ground) -> SysResult<bool> {
+        ground.group.kill().or_else(|error| ignore(error, Errno::ENOENT))?;
+        if !ground.group.try_remove()? {
+            return Ok(false);
+        }
+        umount2(&ground.var, MntFlags::MNT_DETACH).call_on("umount2", &ground.var)?;
+        fs::remove_dir_all(&ground.var).call_on("rmdir", &ground.var)?;
+        Ok(true)
+    }
+
+    /// Ends the builder, with it every container, and removes the parent cgroup.
+    pub fn stop(self) -> SysResult<()> {
+        let Self { hierarchy, builder, .. } = self;
+        let pid = builder.pid();
+        drop(builder);
+        let _ = nix::sys::wait::waitpid(pid, None);
+        hierarchy.remove_all()
+    }
+}
+
+const EMPTY: [&str; 2] = ["empty-1", "empty-2"];
+
+const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+
+fn ignore(error: SyscallError, errno: Errno) -> SysResult<()> {
+    if error.errno == errno { Ok(()) } else { Err(error) }
+}
+
+/// Layers go in one by one where the kernel can take them so (6.8), else as one option, which holds about 60 of them.
+fn overlay(layers: &[OwnedFd]) -> Result<OwnedFd, Errno> {
+    let name = |layer: &OwnedFd| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(layer));
+    let c_string = |text: String| std::ffi::CString::new(text).map_err(|_| Errno::EINVAL);
+    let filesystem = sys::Filesystem::open(c"overlay")?;
+    let mut one_by_one = true;
+    for layer in layers {
+        match filesystem.set(c"lowerdir+", &c_string(name(layer))?) {
+            Err(Errno::EINVAL) => {
+                one_by_one = false;
+                break;
+            }
+            set => set?,
+        }
+    }
+    if one_by_one {
+        return filesystem.mount(libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV);
+    }
+    let filesystem = sys::Filesystem::open(c"overlay")?;
+    let names: Vec<String> = layers.iter().map(name).collect();
+    filesystem.set(c"lowerdir", &c_string(names.join(":"))?)?;
+    filesystem.mount(libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV)
+}

@@ -1,0 +1,192 @@
+//! PID 1 of a container: finishes its root, starts its command if it has one, and from then on only reaps.
+//!
+//! Native and a fork of the slot builder, so that a container costs no exec and hardly any memory of its own. It does
+//! nothing for the container's processes and reads nothing of theirs; when it ends, the kernel kills them all
+//! (pid_namespaces(7)). It must never run anything of the container's as itself.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, execve, pipe2, read, write};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Limits;
+use crate::error::{Context, SysResult};
+use crate::execute::{Outside, perform};
+use crate::plan::{self, SlotSpec};
+use crate::seccomp::Role;
+use crate::sys;
+
+/// A program to execute in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Its path and arguments; the path is absolute, inside.
+    pub argv: Vec<String>,
+    /// Its whole environment.
+    pub env: Vec<(String, String)>,
+    /// Where it starts.
+    pub directory: PathBuf,
+    /// What it may be.
+    pub role: Role,
+    /// What it may use.
+    pub limits: Limits,
+    /// Whether a memory controller keeps the memory limit.
+    pub memory_by_kernel: bool,
+}
+
+/// How a command ended. See wait(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl Exit {
+    /// From the status word of wait(2).
+    pub fn from_status(status: i32) -> Self {
+        if libc::WIFSIGNALED(status) {
+            Self::Signal(libc::WTERMSIG(status))
+        } else {
+            Self::Code(libc::WEXITSTATUS(status))
+        }
+    }
+
+    /// The exit code that a shell would give it.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// What PID 1 tells the builder: one message when it is ready or has failed, one when its command ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    Ready,
+    Failed(String),
+    Exited(Exit),
+}
+
+/// What PID 1 is made with; inherited from the builder.
+pub(crate) struct Birth<'a> {
+    pub(crate) builder: OwnedFd,
+    pub(crate) host_proc: BorrowedFd<'a>,
+    pub(crate) var_mount: BorrowedFd<'a>,
+    pub(crate) spec: &'a SlotSpec,
+    pub(crate) command: Option<&'a Command>,
+    /// Become the command's descriptors 0, 1, 2 and so on.
+    pub(crate) fds: &'a [OwnedFd],
+}
+
+/// The life of PID 1; its return value is its exit code.
+pub(crate) fn run(birth: Birth<'_>) -> i32 {
+    let payload = prepare(&birth);
+    // From here on only the way back to the builder is open.
+    let Ok(builder) = sys::arrange(&[], birth.builder) else { return 1 };
+    let payload = payload.and_then(|payload| perform(&plan::init(), &Outside::default()).map(|()| payload));
+    match payload {
+        Ok(payload) => {
+            tell(&builder, &FromInit::Ready);
+            reap(payload, &builder)
+        }
+        Err(error) => {
+            tell(&builder, &FromInit::Failed(error.to_string()));
+            1
+        }
+    }
+}
+
+fn tell(builder: &OwnedFd, message: &FromInit) {
+    let text = serde_json::to_vec(message).unwrap_or_default();
+    // Nobody is left to tell when the builder is gone, and then the kernel kills this process anyway.
+    let _ = sys::send(builder.as_fd(), &text, &[]);
+}
+
+fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
+    // The builder speaks once the helper that cloned us is gone, so that the parent whose death is to be ours is the
+    // builder itself. If it dies before, there is nothing to receive.
+    let (length, mut fds) = sys::receive(birth.builder.as_fd(), &mut [0; 16]).call("recvmsg")?;
+    if length == 0 {
+        return Err(Errno::EPIPE).call("recvmsg");
+    }
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).call("prctl PR_SET_PDEATHSIG")?;
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals.thread_set_mask().call("sigprocmask")?;
+    let outside =
+        Outside { host_proc: Some(birth.host_proc), proc_mount: fds.pop(), var_mount: Some(birth.var_mount) };
+    perform(&plan::slot(birth.spec), &outside)?;
+    drop(outside);
+    birth.command.map(|command| start(command, birth.fds)).transpose()
+}
+
+/// Forks and executes `command`; returns once the exec has happened, or with the reason why it did not.
+fn start(command: &Command, fds: &[OwnedFd]) -> SysResult<Pid> {
+    let (answer, report) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;
+    let child = sys::fork(|| {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let Ok(report) = sys::arrange(&fds, report) else { return 127 };
+        let error = match become_command(command) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        // The error number, then what it belongs to: short enough for a pipe to take in one piece.
+        let text = [&(error.errno as i32).to_ne_bytes(), error.call.as_bytes()].concat();
+        let _ = write(&report, &text);
+        127
+    })?;
+    // `report` moved into the child's closure only; this process drops its own here, with the closure.
+    let mut text = [0; 128];
+    let length = read(&answer, &mut text).call("read")?;
+    let Some((number, step)) = text[..length].split_first_chunk::<4>() else {
+        // The pipe closed with the exec.
+        return Ok(child);
+    };
+    let errno = Errno::from_raw(i32::from_ne_bytes(*number));
+    let program = command.argv.first().map(String::as_str).unwrap_or_default();
+    let step = String::from_utf8_lossy(step);
+    Err(errno).call_on("start", format!("{program} ({step})"))
+}
+
+fn become_command(command: &Command) -> SysResult<Infallible> {
+    let c_string = |text: String| CString::new(text).map_err(|_| Errno::EINVAL).call("execve");
+    let argv = command.argv.iter().cloned().map(c_string).collect::<SysResult<Vec<_>>>()?;
+    let pairs = command.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let env = pairs.map(c_string).collect::<SysResult<Vec<_>>>()?;
+    let program = argv.first().ok_or(Errno::EINVAL).call("execve")?;
+    SigSet::empty().thread_set_mask().call("sigprocmask")?;
+    let Command { role, directory, limits, memory_by_kernel, .. } = command;
+    perform(&plan::payload(*role, directory, limits, *memory_by_kernel), &Outside::default())?;
+    execve(program, &argv, &env).call("execve")
+}
+
+/// Reaps until the command has ended (its exit is told), or for ever when there is none.
+fn reap(payload: Option<Pid>, builder: &OwnedFd) -> i32 {
+    let mut child = SigSet::empty();
+    child.add(Signal::SIGCHLD);
+    loop {
+        let ended = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => Some((pid, Exit::Code(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => Some((pid, Exit::Signal(signal as i32))),
+            _ => None,
+        };
+        match ended {
+            Some((pid, exit)) if Some(pid) == payload => {
+                tell(builder, &FromInit::Exited(exit));
+                return 0;
+            }
+            Some(_) => {}
+            // SIGCHLD is blocked, so one that came since the last look is still pending.
+            None => drop(child.wait()),
+        }
+    }
+}

@@ -1,0 +1,711 @@
+//! The launcher's process: an event loop over the gateway's socket and the slot builder's.
+//!
+//! A zygote has a pool of slots made ahead; a fork takes one, shows the function's files in it, and sends the zygote one
+//! datagram with the slot's descriptors. From then on the launcher looks only at what the kernel says of the slot.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
+use nix::unistd::pipe2;
+
+use super::wire::{Answer, Asked, Files, InstanceId, MAX_MESSAGE, Reply, Request, ZygoteId};
+use crate::builder::{self, Event, Made};
+use crate::cgroup::{Limits, Usage};
+use crate::error::{Context, SysResult};
+use crate::host::{Ground, Host, Parent};
+use crate::ids::{Pair, Pairs};
+use crate::init::{Command, Exit};
+use crate::plan::{self, Nesting, SlotSpec};
+use crate::seccomp::Role;
+use crate::{sys, verify};
+
+/// What the launcher is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// The directory that all paths in requests are beneath.
+    pub data: OwnedFd,
+    /// Size of every container's `/tmp`, bytes.
+    pub tmp_bytes: u64,
+}
+
+/// The most slots that are kept ready for one zygote.
+const MAX_READY: u32 = 64;
+
+/// The most requests that wait for a slot of one zygote: beyond that, the gateway is told to come back.
+const MAX_WAITING: usize = 4096;
+
+/// How often memory is looked at where no controller does it.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// A made container that no instance has yet.
+struct Slot {
+    ground: Ground,
+    pair: Pair,
+    made: Made,
+}
+
+enum Owner {
+    Zygote(ZygoteId),
+    Slot(ZygoteId),
+    Alone(InstanceId),
+}
+
+/// A container that the builder was asked for.
+struct Building {
+    ground: Ground,
+    pair: Option<Pair>,
+    owner: Owner,
+    /// The request that waits for it, and what its answer carries.
+    answer: Option<(u64, Vec<OwnedFd>)>,
+    expected: Option<(Limits, u32)>,
+}
+
+struct Zygote {
+    block: u32,
+    pairs: Pairs,
+    init: Option<Slot>,
+    fork_channel: OwnedFd,
+    ready: VecDeque<Slot>,
+    building: u32,
+    target: u32,
+    waiting: VecDeque<(u64, Files, Limits)>,
+}
+
+struct Instance {
+    zygote: Option<ZygoteId>,
+    slot: Slot,
+    limits: Limits,
+    /// The base of its user ids.
+    base: u32,
+    filters: u32,
+    checked: Option<verify::Checked>,
+    exit: Option<Exit>,
+    out_of_memory: bool,
+    ended: bool,
+}
+
+/// Something whose processes are dying; its ground goes when the last is gone.
+struct Dying {
+    ground: Ground,
+    pair: Option<(Option<ZygoteId>, Pair)>,
+    block: Option<u32>,
+    /// The builder reported its end.
+    ended: bool,
+}
+
+struct Server {
+    host: Host,
+    options: Options,
+    gateway: OwnedFd,
+    next: u64,
+    pairs: Pairs,
+    blocks: Vec<u32>,
+    building: HashMap<u64, Building>,
+    zygotes: BTreeMap<ZygoteId, Zygote>,
+    instances: BTreeMap<InstanceId, Instance>,
+    dying: HashMap<u64, Dying>,
+    watched: Instant,
+}
+
+/// Serves requests from `gateway` until it is closed; then ends every container.
+pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
+    let blocks = (1..host.ids.blocks).rev().collect();
+    let mut server = Server {
+        host,
+        options,
+        gateway,
+        next: 1,
+        pairs: Pairs::default(),
+        blocks,
+        building: HashMap::new(),
+        zygotes: BTreeMap::new(),
+        instances: BTreeMap::new(),
+        dying: HashMap::new(),
+        watched: Instant::now(),
+    };
+    server.run()?;
+    server.host.stop()
+}
+
+impl Server {
+    fn run(&mut self) -> SysResult<()> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        loop {
+            let watching = !self.host.has_controller("memory") && !self.instances.is_empty();
+            let busy = self.dying.values().any(|dying| dying.ended);
+            let timeout = if watching || busy { WATCH.as_millis() as u16 } else { 0 };
+            let timeout = if timeout == 0 { PollTimeout::NONE } else { PollTimeout::from(timeout) };
+            let mut wanted = [
+                PollFd::new(self.host.builder_socket(), PollFlags::POLLIN),
+                PollFd::new(self.gateway.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut wanted, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).call("poll"),
+            }
+            let [built, asked] = wanted.map(|wanted| wanted.any().unwrap_or(false));
+            if built {
+                match self.host.event()? {
+                    Some(event) => self.event(event)?,
+                    None => return Err(Errno::EPIPE).call("read from the slot builder"),
+                }
+            }
+            if asked {
+                let (length, _) = sys::receive(self.gateway.as_fd(), &mut buffer).call("recvmsg")?;
+                if length == 0 {
+                    return Ok(());
+                }
+                let Asked { id, request } =
+                    serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")?;
+                self.handle(id, request)?;
+            }
+            if watching && self.watched.elapsed() >= WATCH {
+                self.watch();
+            }
+            if busy {
+                self.bury()?;
+            }
+        }
+    }
+
+    fn answer(&self, id: u64, result: Result<Reply, String>, fds: &[OwnedFd]) -> SysResult<()> {
+        let text = serde_json::to_vec(&Answer { id, result }).map_err(|_| Errno::EINVAL).call("encode")?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        sys::send(self.gateway.as_fd(), &text, &fds).call("sendmsg to the gateway")
+    }
+
+    fn handle(&mut self, id: u64, request: Request) -> SysResult<()> {
+        let result = match request {
+            Request::AddView { view, layers } => self.add_view(&view, &layers).map(|()| Some(Reply::Done)),
+            Request::StartZygote { zygote, files, command, slots } => {
+                self.start_zygote(id, zygote, &files, command, slots).map(|()| None)
+            }
+            Request::StopZygote { zygote } => self.stop_zygote(zygote).map(|()| Some(Reply::Done)),
+            Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(|()| None),
+            Request::Execute { files, command } => self.execute(id, &files, command).map(|()| None),
+            Request::Check { instance } => self.check(instance).map(|()| Some(Reply::Done)),
+            Request::Stats { instance } => {
+                self.instance(instance).map(|instance| Some(Reply::Stats { usage: usage(instance) }))
+            }
+            Request::Destroy { instance } => self.destroy(instance).map(Some),
+        };
+        match result {
+            Ok(None) => Ok(()),
+            Ok(Some(reply)) => self.answer(id, Ok(reply), &[]),
+            Err(error) => self.answer(id, Err(error), &[]),
+        }
+    }
+
+    fn add_view(&mut self, view: &str, layers: &[String]) -> Result<(), String> {
+        // overlay's own bound.
+        const MAX_LAYERS: usize = 500;
+        plain_name(view)?;
+        if layers.len() > MAX_LAYERS {
+            return Err(format!("a view of {} layers; {MAX_LAYERS} at most", layers.len()));
+        }
+        self.host.add_view(view, self.options.data.as_fd(), layers).map_err(text)
+    }
+
+    fn show(&self, ground: &Ground, files: &Files) -> Result<(), String> {
+        let data = self.options.data.as_fd();
+        for (place, path) in [("task", &files.task), ("opt", &files.opt)] {
+            if let Some(path) = path {
+                self.host.show(ground, place, data, path).map_err(text)?;
+            }
+        }
+        if let Some(view) = &files.view {
+            plain_name(view)?;
+            self.host.show_view(ground, view).map_err(text)?;
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
+    }
+
+    fn spec(&self, nesting: Nesting) -> SlotSpec {
+        SlotSpec { hostname: "sock".into(), tmp_bytes: self.options.tmp_bytes, nesting }
+    }
+
+    fn start_zygote(
+        &mut self,
+        id: u64,
+        zygote: ZygoteId,
+        files: &Files,
+        command: Command,
+        slots: u32,
+    ) -> Result<(), String> {
+        if self.zygotes.contains_key(&zygote) {
+            return Err(format!("zygote {zygote} exists already"));
+        }
+        validate(&command, Role::Zygote)?;
+        let number = self.number();
+        let block = self.blocks.pop().ok_or("no block of user ids is left for another zygote")?;
+        let ground = self.host.ground(number).map_err(text)?;
+        ground.group.limit(&self.host.hierarchy, &command.limits).map_err(text)?;
+        self.show(&ground, files)?;
+        let (fork_channel, theirs) = builder::pair().map_err(text)?;
+        let (control, control_theirs) = stream_pair().map_err(text)?;
+        let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+        let null = null().map_err(text)?;
+        let map = format!("0 {} {}\n", self.host.ids.block(block), crate::ids::BLOCK);
+        let fds = [&null, &log_theirs, &log_theirs, &theirs, &control_theirs].map(AsFd::as_fd);
+        let command = Command { memory_by_kernel: self.host.has_controller("memory"), ..command };
+        self.host
+            .build(&ground, map, None, (self.spec(Nesting::Slots), Some(command), &fds))
+            .map_err(text)?;
+        let answer = Some((id, vec![control, log]));
+        let owner = Owner::Zygote(zygote);
+        self.building.insert(number, Building { ground, pair: None, owner, answer, expected: None });
+        let target = slots.min(MAX_READY);
+        self.zygotes.insert(
+            zygote,
+            Zygote {
+                block,
+                pairs: Pairs::default(),
+                init: None,
+                fork_channel,
+                ready: VecDeque::new(),
+                building: 0,
+                target,
+                waiting: VecDeque::new(),
+            },
+        );
+        Ok(())
+    }
+
+    fn stop_zygote(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        let Zygote { init, ready, block, waiting, .. } =
+            self.zygotes.remove(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        for (id, ..) in waiting {
+            self.answer(id, Err(format!("zygote {zygote} was stopped")), &[]).map_err(text)?;
+        }
+        // Its PID namespace goes, and every slot and instance within it.
+        for slot in ready {
+            self.let_die(slot, None, None);
+        }
+        if let Some(slot) = init {
+            self.let_die(slot, None, Some(block));
+        }
+        Ok(())
+    }
+
+    /// Keeps the pool of `zygote` full, and more when requests wait.
+    fn refill(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        loop {
+            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+            let Some(init) = &state.init else { return Ok(()) };
+            let wanted = (state.target as usize).max(state.waiting.len());
+            if state.ready.len() + state.building as usize >= wanted {
+                return Ok(());
+            }
+            let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
+            state.building += 1;
+            // Relative to the zygote's user namespace.
+            let map = pair.map(0);
+            let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
+            let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
+            let number = self.number();
+            let ground = self.host.ground(number).map_err(text)?;
+            let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
+            let spec = self.spec(Nesting::Forbidden);
+            self.host.build(&ground, map, Some(parent), (spec, None, &[])).map_err(text)?;
+            let owner = Owner::Slot(zygote);
+            let building = Building { ground, pair: Some(pair), owner, answer: None, expected: None };
+            self.building.insert(number, building);
+        }
+    }
+
+    fn fork(&mut self, id: u64, zygote: ZygoteId, files: Files, limits: Limits) -> Result<(), String> {
+        bounds(&limits)?;
+        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        if state.waiting.len() >= MAX_WAITING {
+            return Err(format!("{MAX_WAITING} requests wait for zygote {zygote} already"));
+        }
+        state.waiting.push_back((id, files, limits));
+        self.serve_waiting(zygote)?;
+        Ok(())
+    }
+
+    fn serve_waiting(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        loop {
+            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+            if state.waiting.is_empty() {
+                break;
+            }
+            let Some(slot) = state.ready.pop_front() else { break };
+            let Some((id, files, limits)) = state.waiting.pop_front() else { break };
+            let instance = slot.ground.number;
+            match self.fork_into(zygote, slot, &files, limits) {
+                Ok(fds) => self.answer(id, Ok(Reply::Instance { instance }), &fds),
+                Err(error) => self.answer(id, Err(error), &[]),
+            }
+            .map_err(text)?;
+        }
+        self.refill(zygote)
+    }
+
+    fn fork_into(
+        &mut self,
+        zygote: ZygoteId,
+        slot: Slot,
+        files: &Files,
+        limits: Limits,
+    ) -> Result<Vec<OwnedFd>, String> {
+        let sent = self.send_fork(zygote, &slot, files, limits);
+        match sent {
+            Ok(fds) => {
+                let block = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.block);
+                let instance = Instance {
+                    zygote: Some(zygote),
+                    limits,
+                    base: self.host.ids.block(block),
+                    filters: 2,
+                    checked: None,
+                    exit: None,
+                    out_of_memory: false,
+                    ended: false,
+                    slot,
+                };
+                self.instances.insert(instance.slot.ground.number, instance);
+                Ok(fds)
+            }
+            Err(error) => {
+                self.let_die(slot, Some(zygote), None);
+                Err(error)
+            }
+        }
+    }
+
+    fn send_fork(
+        &self,
+        zygote: ZygoteId,
+        slot: &Slot,
+        files: &Files,
+        limits: Limits,
+    ) -> Result<Vec<OwnedFd>, String> {
+        self.show(&slot.ground, files)?;
+        slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text)?;
+        let entrance = slot.ground.group.entrance().map_err(text)?;
+        let (socket, theirs) = stream_pair().map_err(text)?;
+        let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+        let mut fds: Vec<BorrowedFd<'_>> = slot.made.namespaces.iter().map(AsFd::as_fd).collect();
+        fds.extend([entrance.as_fd(), theirs.as_fd(), log_theirs.as_fd()]);
+        let channel = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd());
+        let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        sys::send(channel, b"fork", &fds).call("sendmsg to the zygote").map_err(text)?;
+        Ok(vec![socket, log])
+    }
+
+    fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
+        validate(&command, Role::Instance)?;
+        let number = self.number();
+        let pair = self.pairs.take().ok_or("no user ids are left for another container")?;
+        let ground = self.host.ground(number).map_err(text)?;
+        ground.group.limit(&self.host.hierarchy, &command.limits).map_err(text)?;
+        self.show(&ground, files)?;
+        let (socket, theirs) = stream_pair().map_err(text)?;
+        let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+        let null = null().map_err(text)?;
+        let fds = [&null, &log_theirs, &log_theirs, &theirs].map(AsFd::as_fd);
+        let command = Command { memory_by_kernel: self.host.has_controller("memory"), ..command };
+        let expected = Some((command.limits, 1));
+        let map = pair.map(self.host.ids.block(0));
+        let spec = self.spec(Nesting::Forbidden);
+        self.host.build(&ground, map, None, (spec, Some(command), &fds)).map_err(text)?;
+        let answer = Some((id, vec![socket, log]));
+        let owner = Owner::Alone(number);
+        self.building.insert(number, Building { ground, pair: Some(pair), owner, answer, expected });
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) -> SysResult<()> {
+        match event {
+            Event::Made { slot, made } => self.made(slot, made),
+            Event::Failed { slot, error } => {
+                let Some(building) = self.building.remove(&slot) else { return Ok(()) };
+                if let Some((id, _)) = building.answer {
+                    self.answer(id, Err(error.clone()), &[])?;
+                }
+                let pair = match building.owner {
+                    Owner::Zygote(zygote) => {
+                        if let Some(zygote) = self.zygotes.remove(&zygote) {
+                            self.blocks.push(zygote.block);
+                        }
+                        None
+                    }
+                    Owner::Slot(zygote) => {
+                        self.slot_failed(zygote, &error)?;
+                        building.pair.map(|pair| (Some(zygote), pair))
+                    }
+                    Owner::Alone(_) => building.pair.map(|pair| (None, pair)),
+                };
+                let dying = Dying { ground: building.ground, pair, block: None, ended: true };
+                self.dying.insert(slot, dying);
+                self.bury()
+            }
+            Event::Ended { slot, exit } => self.ended(slot, exit),
+        }
+    }
+
+    /// Whoever waits for a slot is told why there is none, rather than being kept waiting.
+    fn slot_failed(&mut self, zygote: ZygoteId, error: &str) -> SysResult<()> {
+        let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+        state.building -= 1;
+        let waiting = state.waiting.pop_front();
+        eprintln!("sock: launcher: failed to make a slot: {error}");
+        waiting.map_or(Ok(()), |(id, ..)| self.answer(id, Err(error.to_owned()), &[]))
+    }
+
+    fn made(&mut self, number: u64, made: Made) -> SysResult<()> {
+        let Some(Building { ground, pair, owner, answer, expected }) = self.building.remove(&number) else {
+            return Ok(());
+        };
+        let slot = Slot { ground, pair: pair.unwrap_or_default(), made };
+        match owner {
+            Owner::Zygote(zygote) => {
+                let Some(state) = self.zygotes.get_mut(&zygote) else {
+                    self.let_die(slot, None, None);
+                    return Ok(());
+                };
+                state.init = Some(slot);
+                if let Some((id, fds)) = answer {
+                    self.answer(id, Ok(Reply::Zygote), &fds)?;
+                }
+                self.report(zygote)
+            }
+            Owner::Slot(zygote) => {
+                let Some(state) = self.zygotes.get_mut(&zygote) else {
+                    self.let_die(slot, None, None);
+                    return Ok(());
+                };
+                state.building -= 1;
+                state.ready.push_back(slot);
+                self.report(zygote)
+            }
+            Owner::Alone(instance) => {
+                let (limits, filters) = expected.unwrap_or_default();
+                let base = self.host.ids.block(0);
+                let state = Instance {
+                    zygote: None,
+                    slot,
+                    limits,
+                    base,
+                    filters,
+                    checked: None,
+                    exit: None,
+                    out_of_memory: false,
+                    ended: false,
+                };
+                self.instances.insert(instance, state);
+                match answer {
+                    Some((id, fds)) => self.answer(id, Ok(Reply::Instance { instance }), &fds),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, zygote: ZygoteId) -> SysResult<()> {
+        if let Err(error) = self.serve_waiting(zygote) {
+            eprintln!("sock: launcher: zygote {zygote}: {error}");
+        }
+        Ok(())
+    }
+
+    fn instance(&mut self, instance: InstanceId) -> Result<&mut Instance, String> {
+        self.instances.get_mut(&instance).ok_or_else(|| format!("there is no instance {instance}"))
+    }
+
+    fn check(&mut self, id: InstanceId) -> Result<(), String> {
+        let by_kernel = self.host.has_controller("memory");
+        let instance = self.instance(id)?;
+        let expected = verify::Expected {
+            id: instance.slot.pair.outside(instance.base),
+            filters: instance.filters,
+            namespaces: verify::inodes(&instance.slot.made.namespaces).map_err(text)?,
+        };
+        let processes = instance.slot.ground.group.processes().map_err(text)?;
+        let checked = verify::check(&processes, instance.slot.made.init, &expected)
+            .map_err(|error| format!("instance {id} is not confined: {error}"))?;
+        if instance.zygote.is_some() {
+            // A command got its limits before its exec; a zygote's child still has the zygote's.
+            for (name, number, value) in plan::resource_limits(&instance.limits, by_kernel, checked.data) {
+                sys::set_limit(checked.pid, number, value).call_on("prlimit", name).map_err(text)?;
+            }
+        }
+        instance.checked = Some(checked);
+        Ok(())
+    }
+
+    fn destroy(&mut self, id: InstanceId) -> Result<Reply, String> {
+        let instance = self.instances.remove(&id).ok_or_else(|| format!("there is no instance {id}"))?;
+        let usage = usage(&instance);
+        let by_kernel =
+            instance.checked.as_ref().and_then(|checked| sys::pidfd_exit_status(checked.pidfd.as_fd()));
+        let exit = instance.exit.or(by_kernel.map(Exit::from_status));
+        let out_of_memory = instance.out_of_memory || usage.oom_kills > 0;
+        let Instance { slot, zygote, ended, .. } = instance;
+        let number = slot.ground.number;
+        self.let_die(slot, zygote, None);
+        if ended && let Some(dying) = self.dying.get_mut(&number) {
+            dying.ended = true;
+        }
+        self.bury().map_err(text)?;
+        Ok(Reply::Destroyed { exit, out_of_memory, usage })
+    }
+
+    /// Kills a container and remembers to take its ground away.
+    fn let_die(&mut self, slot: Slot, zygote: Option<ZygoteId>, block: Option<u32>) {
+        let Slot { ground, pair, made } = slot;
+        // Both may be gone already, and that is what is wanted.
+        let _ = sys::pidfd_signal(made.pidfd.as_fd(), libc::SIGKILL);
+        let _ = ground.group.kill();
+        let number = ground.number;
+        let pair = block.is_none().then_some((zygote, pair));
+        self.dying.insert(number, Dying { ground, pair, block, ended: false });
+    }
+
+    fn ended(&mut self, number: u64, exit: Option<Exit>) -> SysResult<()> {
+        if let Some(dying) = self.dying.get_mut(&number) {
+            dying.ended = true;
+            return self.bury();
+        }
+        if let Some(instance) = self.instances.get_mut(&number) {
+            // The gateway sees its socket close, asks for its destruction, and is told then.
+            instance.exit = exit;
+            instance.ended = true;
+            return Ok(());
+        }
+        let dead = self.zygotes.iter().find_map(|(id, zygote)| {
+            let init = zygote.init.as_ref()?;
+            (init.ground.number == number).then_some(*id)
+        });
+        if let Some(zygote) = dead {
+            eprintln!("sock: launcher: zygote {zygote} ended by itself: {exit:?}");
+            let _ = self.stop_zygote(zygote);
+            if let Some(dying) = self.dying.get_mut(&number) {
+                dying.ended = true;
+            }
+            return self.bury();
+        }
+        // A slot that died while it waited for use.
+        for zygote in self.zygotes.values_mut() {
+            if let Some(at) = zygote.ready.iter().position(|slot| slot.ground.number == number)
+                && let Some(Slot { ground, pair, .. }) = zygote.ready.remove(at)
+            {
+                let dying = Dying { ground, pair: Some((None, pair)), block: None, ended: true };
+                self.dying.insert(number, dying);
+                return self.bury();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away the ground of what is dead.
+    fn bury(&mut self) -> SysResult<()> {
+        let ended: Vec<u64> =
+            self.dying.iter().filter(|(_, dying)| dying.ended).map(|(number, _)| *number).collect();
+        for number in ended {
+            let Some(dying) = self.dying.remove(&number) else { continue };
+            if !self.host.clear(&dying.ground)? {
+                self.dying.insert(number, dying);
+                continue;
+            }
+            match dying.pair {
+                Some((Some(zygote), pair)) => {
+                    if let Some(zygote) = self.zygotes.get_mut(&zygote) {
+                        zygote.pairs.give_back(pair);
+                    }
+                }
+                Some((None, pair)) => self.pairs.give_back(pair),
+                None => {}
+            }
+            self.blocks.extend(dying.block);
+        }
+        Ok(())
+    }
+
+    /// The watchdog on resident memory, for kernels that keep no such limit: kills what went over.
+    fn watch(&mut self) {
+        self.watched = Instant::now();
+        for instance in self.instances.values_mut() {
+            let Some(checked) = &instance.checked else { continue };
+            let Ok(processes) = instance.slot.ground.group.processes() else { continue };
+            let others = processes.into_iter().filter(|pid| *pid != instance.slot.made.init);
+            let resident: u64 = others.map(verify::resident).sum();
+            // What it was forked with is the zygote's and shared with it.
+            if resident.saturating_sub(checked.resident) > instance.limits.memory {
+                instance.out_of_memory = true;
+                let _ = instance.slot.ground.group.kill();
+            }
+        }
+    }
+}
+
+fn usage(instance: &Instance) -> Usage {
+    let mut usage = instance.slot.ground.group.usage();
+    if usage.memory_peak == 0
+        && let Some(checked) = &instance.checked
+    {
+        usage.memory_peak = verify::resident(checked.pid);
+    }
+    usage
+}
+
+fn text(error: crate::SyscallError) -> String {
+    error.to_string()
+}
+
+fn io_text(error: std::io::Error) -> String {
+    error.to_string()
+}
+
+fn stream_pair() -> SysResult<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).call("socketpair")
+}
+
+fn null() -> SysResult<OwnedFd> {
+    nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .call_on("open", "/dev/null")
+}
+
+fn plain_name(name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if !name.is_empty() && name.len() <= 100 && name.chars().all(plain) {
+        Ok(())
+    } else {
+        Err(format!("{name:?} is not a name of letters, digits, - and _ (100 at most)"))
+    }
+}
+
+/// Lambda's largest function has 10,240 MB; a zygote may be as large.
+const MAX_MEMORY: u64 = 10_240 << 20;
+
+fn bounds(limits: &Limits) -> Result<(), String> {
+    let good = (1 << 20..=MAX_MEMORY).contains(&limits.memory)
+        && (1..=65_536).contains(&limits.processes)
+        && (1..=1_000_000).contains(&limits.cpu_millis)
+        && (16..=1_048_576).contains(&limits.files);
+    if good { Ok(()) } else { Err(format!("limits out of bounds: {limits:?}")) }
+}
+
+fn validate(command: &Command, role: Role) -> Result<(), String> {
+    bounds(&command.limits)?;
+    if command.role != role {
+        return Err(format!("a command of role {role:?} is expected, not {:?}", command.role));
+    }
+    if !command.argv.first().is_some_and(|program| program.starts_with('/')) {
+        return Err("the command has to start with an absolute path".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! What the gateway may ask of the launcher, and what it gets back. One datagram each way, JSON, with descriptors.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Limits, Usage};
+use crate::init::{Command, Exit};
+use crate::sys;
+
+/// The longest request or reply, bytes.
+pub const MAX_MESSAGE: usize = 96 << 10;
+
+/// Chosen by the gateway, unique as long as the zygote lives.
+pub type ZygoteId = u32;
+
+/// Chosen by the launcher, never used twice.
+pub type InstanceId = u64;
+
+/// A function's own files, as paths beneath the data directory and ids of views.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// Appears at `/var/task`.
+    pub task: Option<String>,
+    /// Appears at `/var/opt`.
+    pub opt: Option<String>,
+    /// The view that appears at `/var/packages`.
+    pub view: Option<String>,
+}
+
+/// The closed set of requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Stack the directories `layers`, paths beneath the data directory, into the view `view`. Once is enough.
+    AddView {
+        /// Its name: letters, digits, `-` and `_`.
+        view: String,
+        /// The first is on top.
+        layers: Vec<String>,
+    },
+    /// Start a fork server. Replies [`Reply::Zygote`] with its control socket and its log (the read end of a pipe).
+    ///
+    /// Its command gets as descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel, 4 the control socket.
+    StartZygote {
+        /// Its name from now on.
+        zygote: ZygoteId,
+        /// What it may import from.
+        files: Files,
+        /// What is executed.
+        command: Command,
+        /// How many slots are kept ready for it.
+        slots: u32,
+    },
+    /// End a zygote, with all its instances.
+    StopZygote {
+        /// Which one.
+        zygote: ZygoteId,
+    },
+    /// Fork an instance from a zygote. Replies [`Reply::Instance`] with its socket and its log.
+    Fork {
+        /// From which zygote.
+        zygote: ZygoteId,
+        /// What appears in its container.
+        files: Files,
+        /// What it may use.
+        limits: Limits,
+    },
+    /// Start an instance without a zygote. Replies as [`Request::Fork`] does.
+    ///
+    /// Its command gets as descriptors: 0 /dev/null, 1 and 2 the log, 3 its socket.
+    Execute {
+        /// What appears in its container.
+        files: Files,
+        /// What is executed.
+        command: Command,
+    },
+    /// Look at an instance from outside, after it said that it is ready. Nothing may be routed to it before.
+    Check {
+        /// Which one.
+        instance: InstanceId,
+    },
+    /// What an instance used until now.
+    Stats {
+        /// Which one.
+        instance: InstanceId,
+    },
+    /// End an instance. The reply tells how it ended, or that it was still running.
+    Destroy {
+        /// Which one.
+        instance: InstanceId,
+    },
+}
+
+/// What a request got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The zygote runs.
+    Zygote,
+    /// The instance was started.
+    Instance {
+        /// Its name from now on.
+        instance: InstanceId,
+    },
+    /// See [`Request::Stats`].
+    Stats {
+        /// Of its memory.
+        usage: Usage,
+    },
+    /// See [`Request::Destroy`].
+    Destroyed {
+        /// How its process had ended, as far as the kernel tells; `None` when it was running or nobody knows.
+        exit: Option<Exit>,
+        /// It was killed because it used more memory than it may.
+        out_of_memory: bool,
+        /// Of its memory.
+        usage: Usage,
+    },
+}
+
+/// A request with its number.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) id: u64,
+    pub(crate) request: Request,
+}
+
+/// A reply with the number of its request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// As the request had it.
+    pub id: u64,
+    /// The reply, or why there is none.
+    pub result: Result<Reply, String>,
+}
+
+/// Sends `request` as number `id`.
+pub fn send_request(socket: BorrowedFd<'_>, id: u64, request: Request) -> Result<(), Errno> {
+    let text = serde_json::to_vec(&Asked { id, request }).map_err(|_| Errno::EINVAL)?;
+    if text.len() > MAX_MESSAGE { Err(Errno::EMSGSIZE) } else { sys::send(socket, &text, &[]) }
+}
+
+/// Receives the next answer with its descriptors; `None` when the launcher is gone.
+pub fn receive_reply(socket: BorrowedFd<'_>) -> Result<Option<(Answer, Vec<OwnedFd>)>, Errno> {
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let (length, fds) = sys::receive(socket, &mut buffer)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let answer = serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG)?;
+    Ok(Some((answer, fds)))
+}
