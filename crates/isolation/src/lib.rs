@@ -50,6 +50,7 @@ mod init;
 mod verify;
 
 pub mod launcher;
+pub mod process;
 mod run;
 
 pub use cgroup::{Limits, Usage};

@@ -1,0 +1,320 @@
+//! `sock serve`: the process that starts the two that do the work, and starts them again when one dies.
+//!
+//! ```text
+//! sock serve   root; holds the listening socket and the lock on the data directory; waits
+//! ├─ launcher  root, single-threaded; makes containers
+//! └─ gateway   an ordinary user without capabilities; HTTP and scheduling
+//! ```
+//! Either of the two is of no use without the other: containers die with the launcher, and nobody can ask for one without
+//! the gateway. So the death of one ends the other, and both are started anew; what was deployed is on disk.
+//! The supervisor runs no requests, opens no files of functions, and starts no thread: it has to be able to fork.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use sock_isolation::launcher::{self, server};
+use sock_isolation::process::{self, Child};
+use sock_isolation::{Exit, Host, HostOptions, IdClash, IdRange, NoBase, SyscallError, Template};
+
+/// What `sock serve` is started with.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Where HTTP is spoken.
+    pub listen: SocketAddr,
+    /// `ID:SECRET`, beside the keys in the data directory.
+    pub access_key: Option<String>,
+    /// Let everybody in; on loopback only.
+    pub no_auth: bool,
+    /// Package index and directories of wheels.
+    pub sources: sock_pkgcache::Sources,
+    /// Refuse to start where the kernel does not keep memory, process and processor limits by cgroups.
+    pub require_cgroup_limits: bool,
+    /// Interpreters of the base, the first is the default. Empty: `/usr/bin/python3`.
+    pub pythons: Vec<PathBuf>,
+    /// The host's user ids for containers.
+    pub ids: IdRange,
+}
+
+/// Why the server does not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Not root.
+    #[error("sock serve needs root for now (user id is {0}): start it with sudo; only the launcher keeps root")]
+    NotRoot(u32),
+    /// See [`IdClash`].
+    #[error(transparent)]
+    Ids(#[from] IdClash),
+    /// See [`NoBase`].
+    #[error(transparent)]
+    NoBase(#[from] NoBase),
+    /// The data directory cannot be used.
+    #[error("failed to prepare {path}: {error}")]
+    Data {
+        /// What of it.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Somebody else serves it.
+    #[error("the data directory {path} is in use by process {pid}; stop that server or choose another --data-dir")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The process.
+        pid: String,
+    },
+    /// The address cannot be listened on.
+    #[error("failed to listen on {address}: {error}; choose another --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// Open to everybody, beyond this machine.
+    #[error("--no-auth lets everybody in, so it works on loopback only, not on {0}")]
+    OpenToAll(SocketAddr),
+    /// Limits are asked for that cannot be kept.
+    #[error("--require-cgroup-limits: {0} has no cgroup2 controllers {1}; delegate them or drop the flag")]
+    NoLimits(PathBuf, String),
+    /// See [`sock_isolation::cgroup::NoHierarchy`].
+    #[error(transparent)]
+    NoHierarchy(#[from] sock_isolation::cgroup::NoHierarchy),
+    /// No interpreter.
+    #[error("failed to use the interpreter {path}: {reason}")]
+    Python {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A system call failed.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// The processes die as soon as they are started.
+    #[error("the server's processes died {0} times within a minute; see the messages above")]
+    Dying(usize),
+}
+
+// More restarts than this within a minute are not bad luck.
+const MAX_RESTARTS: usize = 5;
+
+/// Serves until SIGTERM or SIGINT; then lets running invocations finish.
+pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
+    let uid = nix::unistd::geteuid();
+    if !uid.is_root() {
+        return Err(ServeError::NotRoot(uid.as_raw()));
+    }
+    if options.no_auth && !options.listen.ip().is_loopback() {
+        return Err(ServeError::OpenToAll(options.listen));
+    }
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
+    check_limits(options)?;
+    let template = template()?;
+    let data = prepare(options)?;
+    let _lock = lock(&options.data_dir)?;
+    let listener = TcpListener::bind(options.listen)
+        .map_err(|error| ServeError::Listen { address: options.listen, error })?;
+    process::raise_file_limit()?;
+    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
+    let system = |call| move |errno| SyscallError { call, path: None, errno };
+    signals.thread_block().map_err(system("sigprocmask"))?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(system("signalfd"))?;
+    let mut restarts: Vec<Instant> = Vec::new();
+    loop {
+        let (ours, theirs) = launcher::socket_pair()?;
+        let launcher = start_launcher(options, &template, &data, theirs, &ours)?;
+        let gateway = start_gateway(options, &listener, ours)?;
+        match wait(&signals, &launcher, &gateway)? {
+            End::Asked => {
+                gateway.signal(libc::SIGTERM)?;
+                gateway.wait()?;
+                launcher.wait()?;
+                return Ok(());
+            }
+            End::Died(who) => {
+                gateway.signal(libc::SIGKILL)?;
+                let gateway = gateway.wait()?;
+                // The launcher sees the gateway's end close, ends every container, and exits.
+                let launcher = launcher.wait()?;
+                eprintln!("sock: the {who} died (launcher: {launcher:?}, gateway: {gateway:?}); starting both again");
+                if gateway == Exit::Code(GATEWAY_REFUSED) {
+                    return Err(ServeError::Dying(1));
+                }
+            }
+        }
+        restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
+        restarts.push(Instant::now());
+        if restarts.len() > MAX_RESTARTS {
+            return Err(ServeError::Dying(restarts.len()));
+        }
+    }
+}
+
+/// The gateway's exit code for "starting me again will not help".
+pub(crate) const GATEWAY_REFUSED: i32 = 78;
+
+enum End {
+    Asked,
+    Died(&'static str),
+}
+
+fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, ServeError> {
+    let mut wanted = [signals.as_fd(), launcher.pidfd(), gateway.pidfd()]
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    loop {
+        match poll(&mut wanted, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(SyscallError { call: "poll", path: None, errno }.into()),
+        }
+        let [asked, no_launcher, no_gateway] = wanted.map(|wanted| wanted.any().unwrap_or(false));
+        if asked {
+            return Ok(End::Asked);
+        }
+        if no_launcher {
+            return Ok(End::Died("launcher"));
+        }
+        if no_gateway {
+            return Ok(End::Died("gateway"));
+        }
+    }
+}
+
+fn check_limits(options: &ServeOptions) -> Result<(), ServeError> {
+    let place = sock_isolation::cgroup::find()?;
+    let missing: Vec<&str> = ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|name| !place.controllers.iter().any(|controller| controller == name))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if options.require_cgroup_limits {
+        return Err(ServeError::NoLimits(place.directory, missing.join(", ")));
+    }
+    eprintln!(
+        "sock: {} has no cgroup2 controllers {}: memory and process limits are kept by rlimits and a watchdog, \
+         processor shares not at all (sock doctor tells more)",
+        place.directory.display(),
+        missing.join(", ")
+    );
+    Ok(())
+}
+
+/// The containers' root: the host's `/usr`, our runtime, and the filter that an instance installs.
+fn template() -> Result<Template, NoBase> {
+    let mut template = Template::of_base(Path::new("/"))?;
+    for (name, contents) in sock_zygote::RUNTIME {
+        template.files.push((Path::new("/sock/runtime").join(name), contents.as_bytes().to_vec()));
+    }
+    let filter = sock_isolation::seccomp::filter(sock_isolation::Role::Instance);
+    template.files.push(("/sock/instance.bpf".into(), sock_isolation::bpf::to_bytes(&filter)));
+    Ok(template)
+}
+
+/// Makes the data directory, which belongs to the gateway's user and to nobody else.
+fn prepare(options: &ServeOptions) -> Result<OwnedFd, ServeError> {
+    let fail = |path: &Path| {
+        let path = path.to_owned();
+        move |error| ServeError::Data { path, error }
+    };
+    let id = options.ids.gateway();
+    let root = &options.data_dir;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(fail(root))?;
+    fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(fail(root))?;
+    chown(root, Some(id), Some(id)).map_err(fail(root))?;
+    for name in ["code", "packages", "logs"] {
+        let path = root.join(name);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(fail(&path))?;
+        chown(&path, Some(id), Some(id)).map_err(fail(&path))?;
+    }
+    // The launcher mounts on it; it stays root's and, outside the launcher's mount namespace, empty.
+    let work = root.join("mnt");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(fail(&work))?;
+    Ok(File::open(root).map_err(fail(root))?.into())
+}
+
+fn lock(root: &Path) -> Result<Flock<File>, ServeError> {
+    let path = root.join("lock");
+    let fail = |error| ServeError::Data { path: path.clone(), error };
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0).map_err(fail)?;
+            write!(lock, "{}", std::process::id()).map_err(fail)?;
+            Ok(lock)
+        }
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).map_err(fail)?;
+            Err(ServeError::Locked { path: root.to_owned(), pid })
+        }
+        Err((_, errno)) => Err(fail(errno.into())),
+    }
+}
+
+fn start_launcher(
+    options: &ServeOptions,
+    template: &Template,
+    data: &OwnedFd,
+    socket: OwnedFd,
+    gateways: &OwnedFd,
+) -> Result<Child, ServeError> {
+    let data = data.try_clone().map_err(|error| ServeError::Data { path: options.data_dir.clone(), error })?;
+    let group = group_name(&options.data_dir);
+    let gateways = std::os::fd::AsRawFd::as_raw_fd(gateways);
+    let host = HostOptions {
+        work: options.data_dir.join("mnt"),
+        group,
+        template: template.clone(),
+        ids: options.ids,
+    };
+    let child = Child::fork(move || {
+        // The gateway's end has to close when the gateway dies, so no copy of it may stay here.
+        let _ = nix::unistd::close(gateways);
+        let host = match Host::start(host) {
+            Ok(host) => host,
+            Err(error) => {
+                eprintln!("sock: launcher: failed to start: {error}");
+                return 1;
+            }
+        };
+        if host.removed() > 0 {
+            eprintln!("sock: launcher: removed {} cgroups that an earlier server left", host.removed());
+        }
+        let options = server::Options { data, tmp_bytes: TMP_BYTES };
+        match server::serve(host, options, socket) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("sock: launcher: {error}");
+                1
+            }
+        }
+    })?;
+    Ok(child)
+}
+
+/// Lambda's default for `/tmp`.
+const TMP_BYTES: u64 = 512 << 20;
+
+/// One server for a data directory, so its cgroups are found again after a crash.
+fn group_name(data_dir: &Path) -> String {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    let path = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    format!("sock-{}", &hex::encode(Sha256::digest(path.as_os_str().as_bytes()))[..12])
+}

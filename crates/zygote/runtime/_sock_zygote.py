@@ -1,0 +1,242 @@
+"""A fork server: imports what it is told, and forks itself into slots.
+
+It runs the import-time code of third-party packages, so everything outside treats it as hostile: it holds four
+capabilities in a user namespace of its own and a seccomp filter that it cannot shed. It never calls library code, it only
+imports; a thread that an import left behind makes it unsafe, and then it never forks.
+
+Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's: ten descriptors each, see
+`FORK`), 4 the control socket (frames, with the gateway).
+"""
+
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, __file__.rpartition("/")[0])
+
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+
+import _sock_instance as instance
+import _sock_recorder as recorder
+
+sys.path.pop(0)
+
+FORK_CHANNEL, CONTROL = 3, 4
+# What the ten descriptors of a fork are, in their order.
+FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "entrance", "socket", "log")
+# Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
+ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
+UID = 1000
+
+CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
+         "uts": 0x4000000, "cgroup": 0x2000000}
+PR_CAPBSET_DROP, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 24, 4, 38
+SYS_CAPSET, SYS_SECCOMP = {"x86_64": (126, 317), "aarch64": (91, 277)}[os.uname().machine]
+
+libc = ctypes.CDLL(None, use_errno=True)
+# Looked up now, while there is time: after a fork each first use would cost page faults.
+setns, prctl, syscall = libc.setns, libc.prctl, libc.syscall
+syscall.restype = ctypes.c_long
+capability_header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+no_capabilities = (ctypes.c_uint32 * 6)()
+
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+
+
+with open("/sock/instance.bpf", "rb") as file:
+    instructions = file.read()
+program = Program(len(instructions) // 8, instructions)
+with open("/proc/sys/kernel/cap_last_cap") as file:
+    capabilities = range(int(file.read()) + 1)
+
+
+def check(result, call):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, "%s: %s" % (call, os.strerror(number)))
+
+
+def enter(fds):
+    """Moves the calling process, a fresh child, into the slot."""
+    os.write(fds["entrance"], b"0")
+    for name in ("user", "net", "ipc", "uts", "cgroup", "mnt"):
+        check(setns(fds[name], CLONE[name]), "setns " + name)
+
+
+def arrange(fds):
+    """Descriptors 0, 1, 2 and 3 as an instance has them, and no others."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number, fd in enumerate((null, fds["log"], fds["log"], fds["socket"])):
+        # Every one of them is above 3: those below were open already in the zygote.
+        os.dup2(fd, number)
+    os.closerange(4, 1 << 20)
+    # The object would close the number, which is the instance's socket now.
+    channel.detach()
+
+
+def drop():
+    """Gives up everything, for good."""
+    for capability in capabilities:
+        check(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl PR_CAPBSET_DROP")
+    os.setgroups([])
+    os.setresgid(UID, UID, UID)
+    os.setresuid(UID, UID, UID)
+    check(syscall(SYS_CAPSET, capability_header, no_capabilities), "capset")
+    check(syscall(SYS_SECCOMP, 1, 0, ctypes.byref(program)), "seccomp")
+    # setresuid cleared it, and without it a process cannot read its own /proc/self/environ.
+    check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
+
+
+def mend():
+    """What has to differ between children of one parent, or does not survive a fork."""
+    # The random module does so itself, by os.register_at_fork.
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if loop_at_import:
+        asyncio = sys.modules["asyncio"]
+        asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+def child(fds):
+    """The rest of the life of a forked process."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        enter(fds)
+        arrange(fds)
+        os.setsid()
+        os.umask(0o022)
+        drop()
+        mend()
+    except BaseException as error:
+        os.write(2, ("sock: zygote: failed to become an instance: %r\n" % error).encode())
+        os._exit(1)
+    os._exit(instance.main(3, standard))
+
+
+def fork():
+    """Takes one datagram off the fork channel."""
+    message, control, _, _ = channel.recvmsg(16, socket.CMSG_SPACE(4 * len(FORK)))
+    numbers = []
+    for _, _, data in control:
+        numbers += [int.from_bytes(data[at:at + 4], sys.byteorder) for at in range(0, len(data), 4)]
+    if not message:
+        os._exit(0)
+    try:
+        if message == b"fork" and len(numbers) == len(FORK) and safe:
+            fds = dict(zip(FORK, numbers))
+            check(setns(fds["pid"], CLONE["pid"]), "setns pid")
+            try:
+                pid = os.fork()
+            except BaseException:
+                pid = -1
+            if pid == 0:
+                child(fds)
+            check(setns(own_pids, CLONE["pid"]), "setns pid")
+            if pid < 0:
+                raise OSError("fork failed")
+    except OSError as error:
+        sys.stderr.write("sock: zygote: %s\n" % error)
+        sys.stderr.flush()
+    finally:
+        # The child has its own; a closed socket tells the gateway of a fork that did not happen.
+        for number in numbers:
+            os.close(number)
+
+
+def threads():
+    """The names of threads that make a fork unsafe."""
+    me, names = str(os.getpid()), []
+    for task in os.listdir("/proc/self/task"):
+        if task != me:
+            with open("/proc/self/task/%s/comm" % task) as file:
+                name = file.read().strip()
+            if not name.startswith(ALLOCATOR_THREADS):
+                names.append(name)
+    return names
+
+
+def import_one(module, names, errors):
+    """As `from module import names` does: a name that is no attribute may be a submodule."""
+    import importlib
+
+    try:
+        loaded = importlib.import_module(module)
+        for name in names:
+            if name != "*" and not hasattr(loaded, name):
+                importlib.import_module(module + "." + name)
+    except BaseException as error:
+        errors[module] = "%s: %s" % (type(error).__name__, error)
+
+
+def import_all(imports):
+    """Imports, and tells what the sharing rule needs to know about it."""
+    global safe, loop_at_import
+    errors = {}
+
+    def action():
+        for entry in imports:
+            import_one(entry["module"], entry["names"], errors)
+
+    recorder.record(action)
+    strangers = threads()
+    safe = not strangers
+    events = sys.modules.get("asyncio.events")
+    # mangum and others make a loop at import; its descriptors would be shared by all children.
+    loop_at_import = bool(events) and getattr(getattr(events, "_event_loop_policy", None), "_local", None) is not None
+    gc.collect()
+    gc.freeze()
+    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
+    return {
+        "imported": sorted(set(sys.modules) - set(baseline)),
+        "missed": sorted(recorder.missed),
+        "lookups": sorted(recorder.lookups),
+        "env": sorted(recorder.env),
+        "native": native,
+        "threads": strangers,
+        "safe": safe,
+        "errors": errors,
+        "baseline": baseline,
+    }
+
+
+def control():
+    kind, payload = instance.receive(CONTROL)
+    if kind == b"M":
+        facts = import_all(json.loads(payload)["imports"])
+        instance.send(CONTROL, b"F", json.dumps(facts).encode())
+
+
+def loop():
+    poll = select.poll()
+    poll.register(FORK_CHANNEL, select.POLLIN)
+    poll.register(CONTROL, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == FORK_CHANNEL:
+                fork()
+            else:
+                control()
+
+
+safe, loop_at_import = True, False
+standard = instance.standard_path()
+sys.path[:] = standard + [instance.PACKAGES]
+baseline = instance.baseline()
+own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+channel = socket.socket(fileno=FORK_CHANNEL)
+# Children are reaped by the kernel: a container's end must not wait for its zygote.
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+if __name__ == "__main__":
+    try:
+        loop()
+    except instance.Gone:
+        pass
