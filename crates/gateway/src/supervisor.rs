@@ -124,7 +124,7 @@ pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
     options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
     check_limits(options)?;
     let template = template()?;
-    let data = prepare(options)?;
+    prepare(options)?;
     let _lock = lock(&options.data_dir)?;
     let listener = TcpListener::bind(options.listen)
         .map_err(|error| ServeError::Listen { address: options.listen, error })?;
@@ -136,7 +136,7 @@ pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
     let mut restarts: Vec<Instant> = Vec::new();
     loop {
         let (ours, theirs) = launcher::socket_pair()?;
-        let launcher = start_launcher(options, &template, &data, theirs, &ours)?;
+        let launcher = start_launcher(options, &template, theirs, &ours)?;
         let gateway = start_gateway(options, &listener, ours)?;
         match wait(&signals, &launcher, &gateway)? {
             End::Asked => {
@@ -227,7 +227,7 @@ fn template() -> Result<Template, NoBase> {
 }
 
 /// Makes the data directory, which belongs to the gateway's user and to nobody else.
-fn prepare(options: &ServeOptions) -> Result<OwnedFd, ServeError> {
+fn prepare(options: &ServeOptions) -> Result<(), ServeError> {
     let fail = |path: &Path| {
         let path = path.to_owned();
         move |error| ServeError::Data { path, error }
@@ -245,7 +245,7 @@ fn prepare(options: &ServeOptions) -> Result<OwnedFd, ServeError> {
     // The launcher mounts on it; it stays root's and, outside the launcher's mount namespace, empty.
     let work = root.join("mnt");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(fail(&work))?;
-    Ok(File::open(root).map_err(fail(root))?.into())
+    Ok(())
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, ServeError> {
@@ -270,22 +270,19 @@ fn lock(root: &Path) -> Result<Flock<File>, ServeError> {
 fn start_launcher(
     options: &ServeOptions,
     template: &Template,
-    data: &OwnedFd,
     socket: OwnedFd,
     gateways: &OwnedFd,
 ) -> Result<Child, ServeError> {
-    let data = data.try_clone().map_err(|error| ServeError::Data { path: options.data_dir.clone(), error })?;
+    let data = options.data_dir.clone();
     let group = group_name(&options.data_dir);
-    let gateways = std::os::fd::AsRawFd::as_raw_fd(gateways);
     let host = HostOptions {
         work: options.data_dir.join("mnt"),
         group,
         template: template.clone(),
         ids: options.ids,
     };
-    let child = Child::fork(move || {
-        // The gateway's end has to close when the gateway dies, so no copy of it may stay here.
-        let _ = nix::unistd::close(gateways);
+    // The gateway's end has to close when the gateway dies, so no copy of it may stay in the launcher.
+    let child = Child::fork_without(&[gateways], move || {
         let host = match Host::start(host) {
             Ok(host) => host,
             Err(error) => {

@@ -1,8 +1,9 @@
 //! The slot builder: a process of its own that makes containers ahead of need.
 //!
 //! ```text
-//! caller ── make(slot) ──▶ builder ──fork──▶ helper: joins the container's cgroup, enters the zygote's user and PID
-//!   ▲                         │                 └─clone3─▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup
+//! caller ── make(slot) ──▶ builder ──fork──▶ helper ──fork──▶ maker: joins the container's cgroup, enters the zygote's
+//!   ▲                         │                                │       user and PID namespace
+//!   │                         │                                └─clone3─▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup
 //!   │                         ├──fork──▶ proc maker: enters the new PID namespace, mounts its proc, hands it to PID 1
 //!   └── made: pidfd + ns ◀────┘
 //! ```
@@ -12,15 +13,17 @@
 //! locked. Proc has to be mounted from out here: in a user namespace whose mount table shows no full proc the kernel
 //! refuses to mount one.
 //!
-//! The helper exists because there is no way back from setns(2) into a user namespace. The builder is the subreaper of
-//! what it leaves behind, so PID 1 becomes the builder's child, and dies with it.
+//! The maker exists because there is no way back from setns(2) into a user namespace, and because only a process that
+//! lives in a PID namespace can make one beneath it. It clones PID 1 as its sibling, the helper's child; when the helper
+//! is gone, the builder inherits PID 1, being the subreaper in its own PID namespace (the maker's has another), and
+//! PID 1 dies with it.
 //!
 //! The builder runs no code of a container's and reads nothing but what the processes above send.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -269,20 +272,18 @@ impl Server {
         result
     }
 
-    /// Clones PID 1 through a helper that has joined the cgroup and entered the parent namespaces.
+    /// Has PID 1 cloned, and inherits it.
     fn clone_init(&self, make: &Make, fds: &[OwnedFd], theirs: OwnedFd) -> SysResult<Pid> {
         let (answer, report) = pair()?;
         let mut theirs = Some(theirs);
-        let helper = sys::fork(|| match self.help(make, fds, &mut theirs) {
-            Ok(pid) => match sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]) {
-                Ok(()) => 0,
-                Err(_) => 1,
-            },
-            Err(error) => {
-                let _ = sys::send(report.as_fd(), error.to_string().as_bytes(), &[]);
-                eprintln!("sock: slot builder: {error}");
-                1
-            }
+        let helper = sys::fork(|| {
+            let made = join(fds[0].as_fd()).and_then(|()| {
+                if make.nested {
+                    setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
+                }
+                sys::fork(|| exit_code(self.clone_as_sibling(make, fds, &mut theirs, &report)))
+            });
+            exit_code(made.and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
         })?;
         drop((report, theirs));
         let mut number = [0; 4];
@@ -294,11 +295,16 @@ impl Server {
         }
     }
 
-    fn help(&self, make: &Make, fds: &[OwnedFd], theirs: &mut Option<OwnedFd>) -> SysResult<Pid> {
-        join(fds[0].as_fd())?;
+    /// In the maker: clones PID 1, maps its ids, and reports its number.
+    fn clone_as_sibling(
+        &self,
+        make: &Make,
+        fds: &[OwnedFd],
+        theirs: &mut Option<OwnedFd>,
+        report: &OwnedFd,
+    ) -> SysResult<()> {
         let mut rest = &fds[2..];
         if make.nested {
-            setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
             setns(&fds[2], CloneFlags::CLONE_NEWUSER).call("setns user")?;
             perform(&[Step::BecomeRoot], &Outside::default())?;
             rest = &fds[4..];
@@ -312,7 +318,7 @@ impl Server {
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWCGROUP;
-        let pid = sys::clone_into(namespaces.bits() as u64, || {
+        let pidfd = sys::clone_sibling(namespaces.bits() as u64, || {
             let Some(builder) = theirs.take() else { return 1 };
             init::run(Birth {
                 builder,
@@ -323,13 +329,24 @@ impl Server {
                 fds: rest,
             })
         })?;
+        let pid = self.host_pid(&pidfd)?;
         for file in ["uid_map", "gid_map"] {
             let path = format!("{pid}/{file}");
             let fd =
                 openat(&self.host_proc, path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
             File::from(fd.call_on("open", &path)?).write_all(make.map.as_bytes()).call_on("write", &path)?;
         }
-        Ok(pid)
+        sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]).call("sendmsg")
+    }
+
+    /// The number that the host's proc has for a process: what its file about the pidfd says.
+    fn host_pid(&self, pidfd: &OwnedFd) -> SysResult<Pid> {
+        let path = format!("self/fdinfo/{}", pidfd.as_raw_fd());
+        let fd = openat(&self.host_proc, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let mut text = String::new();
+        File::from(fd.call_on("open", &path)?).read_to_string(&mut text).call_on("read", &path)?;
+        let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+        number.map(Pid::from_raw).ok_or(Errno::ESRCH).call_on("read", &path)
     }
 
     /// Gives PID 1 its proc, waits until its root stands, and tells the caller.
@@ -378,6 +395,17 @@ impl Server {
         match waitpid(maker?, None).call("waitpid")? {
             WaitStatus::Exited(_, 0) => Ok(()),
             _ => Err(Errno::EIO).call("mount proc for a container"),
+        }
+    }
+}
+
+/// For a child that is about to exit: the only one who can still tell why it failed.
+fn exit_code(result: SysResult<()>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("sock: slot builder: {error}");
+            1
         }
     }
 }

@@ -106,6 +106,9 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
             sys::prctl(libc::PR_SET_SECUREBITS, NOROOT_AND_LOCK, 0).call("prctl PR_SET_SECUREBITS")
         }
         Step::SetIds { id } => set_ids(*id),
+        Step::Inheritable { keep } => {
+            sys::set_capabilities(sys::Capabilities { inheritable: *keep, ..sys::capabilities()? })
+        }
         Step::Capabilities { keep } => capabilities(*keep),
         Step::NoNewPrivileges => {
             sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).call("prctl PR_SET_NO_NEW_PRIVS")

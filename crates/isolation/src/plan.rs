@@ -90,6 +90,10 @@ pub enum Step {
     SetIds {
         id: u32,
     },
+    /// May be inherited through exec; to be said while the bounding set still has it.
+    Inheritable {
+        keep: u64,
+    },
     /// All three sets and the ambient set become exactly these.
     Capabilities {
         keep: u64,
@@ -139,6 +143,7 @@ impl fmt::Display for Step {
             Self::DropBoundingSet => write!(f, "empty the capability bounding set"),
             Self::NoRoot => write!(f, "securebits noroot, locked"),
             Self::SetIds { id } => write!(f, "setgroups [], setresgid {id}, setresuid {id}"),
+            Self::Inheritable { keep } => write!(f, "inheritable capabilities = {keep:#x}"),
             Self::Capabilities { keep } => write!(f, "capabilities = {keep:#x}, ambient too"),
             Self::NoNewPrivileges => write!(f, "no_new_privs"),
             Self::Undumpable => write!(f, "not dumpable"),
@@ -400,6 +405,7 @@ pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: 
     match role {
         Role::Zygote => steps.extend([
             Step::NoRoot,
+            Step::Inheritable { keep: ZYGOTE_CAPABILITIES },
             Step::DropBoundingSet,
             Step::Capabilities { keep: ZYGOTE_CAPABILITIES },
         ]),

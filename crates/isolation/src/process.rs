@@ -24,9 +24,15 @@ impl Child {
     /// Forks; the child runs `body` and exits with what it returns. It dies with its parent. Refused in a process with
     /// more than one thread.
     pub fn fork(body: impl FnOnce() -> i32) -> SysResult<Self> {
+        Self::fork_without(&[], body)
+    }
+
+    /// As [`Child::fork`], and the child has none of `fds`: the parent's ends of sockets, say, whose closing the child
+    /// waits for.
+    pub fn fork_without(fds: &[&OwnedFd], body: impl FnOnce() -> i32) -> SysResult<Self> {
         sys::require_single_thread()?;
         let parent = nix::unistd::getpid();
-        let pid = sys::fork(|| match die_with(parent) {
+        let pid = sys::fork(|| match die_with(parent).and_then(|()| sys::close_in_child(fds)) {
             Ok(()) => body(),
             Err(error) => {
                 eprintln!("sock: {error}");

@@ -50,18 +50,22 @@ pub(crate) fn fork(child: impl FnOnce() -> i32) -> SysResult<Pid> {
     }
 }
 
-/// clone3(2) of a child in new namespaces; it runs `child` and exits with what it returns.
-pub(crate) fn clone_into(namespaces: u64, child: impl FnOnce() -> i32) -> SysResult<Pid> {
-    // SAFETY: `clone_args` is plain integers, for which zero means "not used".
+/// clone3(2) of a child in new namespaces, as a sibling of the caller: the caller's parent becomes its parent. The child
+/// runs `child` and exits with what it returns. Returned is its pidfd; its number would be that of the caller's PID
+/// namespace, which need not be one that anybody else uses.
+pub(crate) fn clone_sibling(namespaces: u64, child: impl FnOnce() -> i32) -> SysResult<OwnedFd> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: `clone_args` is plain integers, for which zero means "not used". The exit signal is not used either: a
+    // sibling has the caller's.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = namespaces;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.flags = namespaces | (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64;
+    args.pidfd = &raw mut pidfd as u64;
     // SAFETY: without CLONE_VM the child gets a copy of the memory, as after fork(2); there is one thread (see
     // `require_single_thread`), so no lock of the C library is held by another. The thread id that the library caches
-    // stays the parent's: nothing here uses it.
+    // stays the parent's: nothing here uses it. The kernel writes the pidfd to `pidfd`, which outlives the call.
     match check(unsafe { libc::syscall(libc::SYS_clone3, &args, size_of_val(&args)) }).call("clone3")? {
         0 => run_and_exit(child),
-        pid => Ok(Pid::from_raw(pid as i32)),
+        _ => Ok(own(pidfd.into())),
     }
 }
 
@@ -222,6 +226,17 @@ pub(crate) fn arrange(fds: &[BorrowedFd<'_>], keep: OwnedFd) -> SysResult<OwnedF
     Ok(own(count.into()))
 }
 
+/// Closes descriptors that only the parent is to have. close(2).
+///
+/// For a child that has just been forked and leaves by `_exit`: its copies of the `OwnedFd`s are never dropped.
+pub(crate) fn close_in_child(fds: &[&OwnedFd]) -> SysResult<()> {
+    for fd in fds {
+        // SAFETY: takes an integer only; nothing in this process uses or closes that number again, see above.
+        Errno::result(unsafe { libc::close(fd.as_raw_fd()) }).call("close")?;
+    }
+    Ok(())
+}
+
 /// The capability sets of the calling thread. capabilities(7).
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Capabilities {
@@ -230,21 +245,33 @@ pub(crate) struct Capabilities {
     pub(crate) inheritable: u64,
 }
 
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+// _LINUX_CAPABILITY_VERSION_3: two triples of 32 bits. Pid 0 is the calling thread.
+const CAPABILITIES: CapabilityHeader = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+
+/// capget(2).
+pub(crate) fn capabilities() -> SysResult<Capabilities> {
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: version 3 takes a header and writes two triples of 32 bits, which `data` is.
+    check(unsafe { libc::syscall(libc::SYS_capget, &CAPABILITIES, &mut data) }).call("capget")?;
+    let [effective, permitted, inheritable] =
+        [0, 1, 2].map(|set| u64::from(data[0][set]) | u64::from(data[1][set]) << 32);
+    Ok(Capabilities { effective, permitted, inheritable })
+}
+
 /// capset(2).
 pub(crate) fn set_capabilities(sets: Capabilities) -> SysResult<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = Header { version: VERSION_3, pid: 0 };
     let half = |shift: u32| {
         [sets.effective, sets.permitted, sets.inheritable].map(|set| (set >> shift & 0xffff_ffff) as u32)
     };
     let data: [[u32; 3]; 2] = [half(0), half(32)];
     // SAFETY: version 3 takes a header and two triples of 32 bits, which these are.
-    check(unsafe { libc::syscall(libc::SYS_capset, &header, &data) }).map(drop).call("capset")
+    check(unsafe { libc::syscall(libc::SYS_capset, &CAPABILITIES, &data) }).map(drop).call("capset")
 }
 
 /// prctl(2) with integer arguments.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -29,7 +30,7 @@ use crate::{sys, verify};
 #[derive(Debug)]
 pub struct Options {
     /// The directory that all paths in requests are beneath.
-    pub data: OwnedFd,
+    pub data: PathBuf,
     /// Size of every container's `/tmp`, bytes.
     pub tmp_bytes: u64,
 }
@@ -102,6 +103,7 @@ struct Dying {
 struct Server {
     host: Host,
     options: Options,
+    data: OwnedFd,
     gateway: OwnedFd,
     next: u64,
     pairs: Pairs,
@@ -116,9 +118,13 @@ struct Server {
 /// Serves requests from `gateway` until it is closed; then ends every container.
 pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
     let blocks = (1..host.ids.blocks).rev().collect();
+    // Opened here: a descriptor from before the host's mount namespace would lead to mounts that cannot be cloned.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let data = nix::fcntl::open(&options.data, flags, Mode::empty()).call_on("open", &options.data)?;
     let mut server = Server {
         host,
         options,
+        data,
         gateway,
         next: 1,
         pairs: Pairs::default(),
@@ -209,11 +215,11 @@ impl Server {
         if layers.len() > MAX_LAYERS {
             return Err(format!("a view of {} layers; {MAX_LAYERS} at most", layers.len()));
         }
-        self.host.add_view(view, self.options.data.as_fd(), layers).map_err(text)
+        self.host.add_view(view, self.data.as_fd(), layers).map_err(text)
     }
 
     fn show(&self, ground: &Ground, files: &Files) -> Result<(), String> {
-        let data = self.options.data.as_fd();
+        let data = self.data.as_fd();
         for (place, path) in [("task", &files.task), ("opt", &files.opt)] {
             if let Some(path) = path {
                 self.host.show(ground, place, data, path).map_err(text)?;

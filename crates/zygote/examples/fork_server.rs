@@ -1,0 +1,163 @@
+//! A fork server without a gateway: starts a launcher and a zygote that has imported `json` and `decimal`, forks instances
+//! from it, has each checked, and lets it answer. Needs root.
+//!
+//! `cargo run -p sock-zygote --example fork_server`
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use sock_isolation::launcher::wire::{Files, Reply, Request};
+use sock_isolation::launcher::{self, Client, server};
+use sock_isolation::process::Child;
+use sock_isolation::{Command, Host, HostOptions, IdRange, Limits, Role, Template};
+use sock_zygote::frames::{self, Decoder, FunctionInfo, ImportList, Init, InvokeHeader, Kind};
+use sock_zygote::runtime::{self, Entry};
+use sock_zygote::{Facts, Import};
+
+const HANDLER: &str = "
+import decimal, os
+
+def handler(event, context):
+    print('working on', event)
+    return {'uid': os.getuid(), 'pid': os.getpid(), 'half': str(decimal.Decimal(event) / 2)}
+";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let data = tempfile::tempdir()?;
+    for directory in ["mnt", "code", "code/half"] {
+        fs::create_dir(data.path().join(directory))?;
+    }
+    fs::write(data.path().join("code/half/half.py"), HANDLER)?;
+    let (ours, theirs) = launcher::socket_pair()?;
+    let launcher = start_launcher(data.path(), &ours, theirs)?;
+    let mut client = Client::new(ours);
+
+    let command = Command {
+        argv: [vec!["/usr/bin/python3".to_owned()], runtime::arguments(11, Entry::Zygote)].concat(),
+        env: runtime::environment(Entry::Zygote),
+        directory: "/".into(),
+        role: Role::Zygote,
+        limits: Limits { memory: 1 << 30, processes: 1024, ..Limits::default() },
+        memory_by_kernel: false,
+    };
+    let request = Request::StartZygote { zygote: 1, files: Files::default(), command, slots: 4 };
+    let mut zygote = Peer::new(client.call(request)?.1)?;
+    let imports = ["json", "decimal"].map(|module| Import { module: module.into(), names: vec![] }).into();
+    zygote.send(Kind::Import, &serde_json::to_vec(&ImportList { imports })?)?;
+    let facts: Facts = serde_json::from_slice(&zygote.expect(Kind::Facts)?)?;
+    println!("the zygote imported {:?}", facts.imported);
+
+    let mut times = Vec::new();
+    for round in 0..20 {
+        let start = Instant::now();
+        let files = Files { task: Some("code/half".into()), ..Files::default() };
+        let (reply, fds) = client.call(Request::Fork { zygote: 1, files, limits: Limits::default() })?;
+        let Reply::Instance { instance } = reply else { return Err("unexpected reply".into()) };
+        let mut peer = Peer::new(fds)?;
+        peer.expect(Kind::Hello)?;
+        client.call(Request::Check { instance })?;
+        peer.send(Kind::Init, &serde_json::to_vec(&function())?)?;
+        peer.expect(Kind::Ready)?;
+        let header = InvokeHeader {
+            request_id: round.to_string(),
+            deadline_ms: u64::MAX >> 12,
+            arn: "half".into(),
+            client_context: None,
+        };
+        peer.send(Kind::Invoke, &frames::invoke(&header, b"21"))?;
+        let answer = peer.expect(Kind::Result)?;
+        times.push(start.elapsed());
+        if round == 0 {
+            println!("answer: {}", String::from_utf8(answer)?);
+        }
+        client.call(Request::Destroy { instance })?;
+        if round == 0 {
+            print!("log: {}", peer.log()?);
+        }
+    }
+    times.sort();
+    println!("fork to answer, median: {:?}", times[times.len() / 2]);
+    drop(client);
+    launcher.wait()?;
+    Ok(())
+}
+
+fn start_launcher(data: &Path, ours: &OwnedFd, theirs: OwnedFd) -> Result<Child, Box<dyn Error>> {
+    let mut template = Template::of_base(Path::new("/"))?;
+    for (name, text) in runtime::RUNTIME {
+        template.files.push((Path::new(runtime::DIRECTORY).join(name), text.as_bytes().to_vec()));
+    }
+    let filter = sock_isolation::seccomp::filter(Role::Instance);
+    template.files.push(("/sock/instance.bpf".into(), sock_isolation::bpf::to_bytes(&filter)));
+    let work = data.join("mnt");
+    let host = HostOptions { work, group: "sock-example".into(), template, ids: IdRange::default() };
+    let options = server::Options { data: data.to_owned(), tmp_bytes: 64 << 20 };
+    Ok(Child::fork_without(&[ours], move || {
+        let host = Host::start(host).map_err(|error| error.to_string());
+        match host.and_then(|host| server::serve(host, options, theirs).map_err(|error| error.to_string())) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("launcher: {error}");
+                1
+            }
+        }
+    })?)
+}
+
+fn function() -> Init {
+    let function = FunctionInfo {
+        name: "half".into(),
+        version: "$LATEST".into(),
+        memory_mb: 128,
+        log_group: "/aws/lambda/half".into(),
+        log_stream: "example".into(),
+    };
+    Init { handler: "half.handler".into(), env: BTreeMap::new(), function }
+}
+
+/// The other end of a process's socket and log.
+struct Peer {
+    socket: UnixStream,
+    log: File,
+    decoder: Decoder,
+}
+
+impl Peer {
+    fn new(fds: Vec<OwnedFd>) -> Result<Self, Box<dyn Error>> {
+        let [socket, log]: [OwnedFd; 2] = fds.try_into().map_err(|_| "two descriptors are expected")?;
+        Ok(Self { socket: socket.into(), log: log.into(), decoder: Decoder::default() })
+    }
+
+    fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<(), Box<dyn Error>> {
+        Ok(self.socket.write_all(&frames::encode(kind, payload)?)?)
+    }
+
+    fn expect(&mut self, expected: Kind) -> Result<Vec<u8>, Box<dyn Error>> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some((kind, payload)) = self.decoder.next_frame()? {
+                if kind == expected {
+                    return Ok(payload);
+                }
+                return Err(format!("{kind:?}: {}", String::from_utf8_lossy(&payload)).into());
+            }
+            let length = self.socket.read(&mut buffer)?;
+            if length == 0 {
+                return Err(format!("the process is gone; it said: {}", self.log()?).into());
+            }
+            self.decoder.push(&buffer[..length]);
+        }
+    }
+
+    fn log(&mut self) -> Result<String, Box<dyn Error>> {
+        let mut text = String::new();
+        self.log.read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
