@@ -44,8 +44,8 @@ fn names_that_leave_the_directory() {
         named(b"evil\\..\\windows.x"),
         named(b"evil/newline\n0.py"),
         named(b"evil/nul\0abcde.py"),
-        named(b"evil/\xff\xfe\xfdabcde.py"),
-        named(b"evil/__init__.py/"),
+        named(b"evil/\xff\xfe\xfdabcdef.py"),
+        named(b"evil/__init_.pyc/"),
     ];
     insta::assert_snapshot!(refusals.join("\n"));
 }
@@ -90,10 +90,7 @@ fn a_record_that_does_not_hold() {
         edited(|_| None),
         refusal(&unlisted, &unlisted.bytes(), Limits::default()),
         edited(|text| Some(text + "evil/missing.py,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0\n")),
-        edited(|text| {
-            Some(text.replace("PLACEHOLD.py,sha256=", "PLACEHOLD.py,sha256=AAA").replace("AAA", ""))
-                .map(|text| swap_hashes(&text))
-        }),
+        edited(|text| Some(swap_hashes(&text))),
         edited(|text| Some(text.replace(",6\n", ",7\n"))),
         edited(|text| Some(text.replace("sha256=", "md5="))),
         edited(|text| Some(text + "evil/PLACEHOLD.py,,\n")),
@@ -146,7 +143,7 @@ fn what_is_no_wheel_of_this_distribution() {
     let double = Wheel::new("evil", "1.0").file("other-2.0.dist-info/METADATA", "");
     let scheme = Wheel::new("evil", "1.0").file("evil-1.0.data/stdlib/os.py", "");
     let mut damaged = sound().bytes();
-    let at = damaged.windows(5).position(|window| window == b"y = 1").unwrap_or(200);
+    let at = damaged.windows(5).position(|window| window == b"y = 1").unwrap();
     damaged[at] ^= 0xff;
     let refusals = [
         refusal(&evil, b"not a zip", Limits::default()),

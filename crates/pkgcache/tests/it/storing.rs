@@ -17,7 +17,7 @@ fn package() -> Wheel {
     Wheel::new("Some_Pkg", "2.0")
         .file("some_pkg/__init__.py", "from some_pkg.core import answer\n")
         .file("some_pkg/core.py", "answer = 42\n")
-        .file("some_pkg/template.py", "{{ not python }}\n")
+        .file("some_pkg/template.py", "{% not python %}\n")
         .file_with_mode("some_pkg/bin/tool", "#!/bin/sh\n", 0o4755)
         .file("some_pkg.pth", "import os; os.abort()\n")
         .file("Some_Pkg-2.0.data/purelib/some_extra/mod.py", "")

@@ -7,6 +7,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sock_pkgcache::{DistName, Location, Lock, LockedWheel, Sha256};
+use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 /// A wheel in the making.
@@ -49,7 +50,11 @@ impl Wheel {
         let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         let mut record = String::new();
         for (path, content, mode) in &self.files {
-            zip.start_file(path, SimpleFileOptions::default().unix_permissions(*mode)).unwrap();
+            // Small files as they are, so that a test can find and damage them.
+            let method =
+                if content.len() < 100 { CompressionMethod::Stored } else { CompressionMethod::Deflated };
+            let options = SimpleFileOptions::default().unix_permissions(*mode).compression_method(method);
+            zip.start_file(path, options).unwrap();
             zip.write_all(content).unwrap();
             let hash = URL_SAFE_NO_PAD.encode(Sha256::of(content).as_bytes());
             writeln!(record, "{path},sha256={hash},{}", content.len()).unwrap();
