@@ -1,1 +1,5 @@
-//! sock-gateway
+//! gateway
+mod engine;
+mod gateway;
+pub mod runner;
+mod supervisor;

@@ -140,13 +140,13 @@ pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
         let gateway = start_gateway(options, &listener, ours)?;
         match wait(&signals, &launcher, &gateway)? {
             End::Asked => {
-                gateway.signal(libc::SIGTERM)?;
+                gateway.signal(Signal::SIGTERM as i32)?;
                 gateway.wait()?;
                 launcher.wait()?;
                 return Ok(());
             }
             End::Died(who) => {
-                gateway.signal(libc::SIGKILL)?;
+                gateway.signal(Signal::SIGKILL as i32)?;
                 let gateway = gateway.wait()?;
                 // The launcher sees the gateway's end close, ends every container, and exits.
                 let launcher = launcher.wait()?;
@@ -173,9 +173,9 @@ enum End {
 }
 
 fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, ServeError> {
-    let mut wanted = [signals.as_fd(), launcher.pidfd(), gateway.pidfd()]
-        .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     loop {
+        let mut wanted =
+            [signals.as_fd(), launcher.pidfd(), gateway.pidfd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut wanted, PollTimeout::NONE) {
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
@@ -299,6 +299,22 @@ fn start_launcher(
             Err(error) => {
                 eprintln!("sock: launcher: {error}");
                 1
+            }
+        }
+    })?;
+    Ok(child)
+}
+
+fn start_gateway(options: &ServeOptions, listener: &TcpListener, socket: OwnedFd) -> Result<Child, ServeError> {
+    let listener = listener.try_clone().map_err(|error| ServeError::Listen { address: options.listen, error })?;
+    let child = Child::fork(move || {
+        let id = options.ids.gateway();
+        let ordinary = process::become_ordinary(id).map_err(|error| error.to_string());
+        match ordinary.and_then(|()| crate::gateway::run(options, listener, socket)) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("sock: gateway: {error}");
+                GATEWAY_REFUSED
             }
         }
     })?;

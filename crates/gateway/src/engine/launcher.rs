@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sock_isolation::launcher::wire::{self, Reply, Request};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
 /// A request to the launcher failed.
@@ -36,7 +36,7 @@ pub(crate) struct Launcher {
 
 #[derive(Debug)]
 struct Shared {
-    socket: AsyncFd<OwnedFd>,
+    socket: UnixDatagram,
     next: AtomicU64,
     /// `None` once the launcher is gone.
     waiting: Waiting,
@@ -45,9 +45,10 @@ struct Shared {
 impl Launcher {
     /// Over `socket`; must be called within a runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let socket = AsyncFd::new(socket)?;
+        // A SEQPACKET socket: for readiness, which is all that is used of this type, any socket will do.
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
+        socket.set_nonblocking(true)?;
+        let socket = UnixDatagram::from_std(socket)?;
         let waiting = Mutex::new(Some(HashMap::new()));
         let shared = Arc::new(Shared { socket, next: AtomicU64::new(1), waiting });
         tokio::spawn(receive(Arc::clone(&shared)));
@@ -65,8 +66,8 @@ impl Launcher {
         let sent = self
             .shared
             .socket
-            .async_io(Interest::WRITABLE, |socket| {
-                wire::send_request(socket.as_fd(), id, request.clone()).map_err(io::Error::from)
+            .async_io(Interest::WRITABLE, || {
+                wire::send_request(self.shared.socket.as_fd(), id, request.clone()).map_err(io::Error::from)
             })
             .await;
         if let Err(error) = sent {
@@ -109,7 +110,7 @@ async fn receive(shared: Arc<Shared>) {
     loop {
         let received = shared
             .socket
-            .async_io(Interest::READABLE, |socket| wire::receive_reply(socket.as_fd()).map_err(io::Error::from))
+            .async_io(Interest::READABLE, || wire::receive_reply(shared.socket.as_fd()).map_err(io::Error::from))
             .await;
         let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match received {

@@ -1,0 +1,491 @@
+//! What runs functions: instances out of zygotes, kept while they are idle, ended when they are not wanted.
+//!
+//! An invocation takes an idle instance of its function if there is one (a warm start); else a fresh one is forked from the
+//! best zygote that may serve it, or, when none may, an interpreter is started for it (a cold start). One instance runs one
+//! invocation at a time; several of one function run side by side.
+//!
+//! Nothing is routed to a process before the launcher has looked at it from outside. An instance that timed out, broke the
+//! protocol or died is ended and never used again; an invocation is never sent twice.
+
+mod function;
+mod launcher;
+mod process;
+mod python;
+mod zygotes;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use sock_isolation::launcher::wire::{Files, InstanceId, Reply, Request};
+use sock_isolation::{Command, Exit, Role};
+use sock_zygote::frames::{self, InvokeHeader, Kind};
+use sock_zygote::runtime::{self, Entry};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::runner::{Function, FunctionName, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind};
+use function::Prepared;
+use launcher::{Launcher, LauncherError};
+use process::{Output, Peer, PeerError};
+use python::Python;
+use zygotes::{Key, Zygote, Zygotes};
+
+/// Instances that may run at once: on a small machine more only wait for each other.
+const MAX_RUNNING: usize = 256;
+
+/// Idle instances that are kept, over all functions.
+const MAX_IDLE: usize = 64;
+
+/// How long an idle instance is kept: Lambda keeps one for some minutes.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
+/// for the latter.
+const START: Duration = Duration::from_secs(10);
+
+/// What the engine is started with.
+#[derive(Debug)]
+pub(crate) struct EngineOptions {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) region: String,
+    pub(crate) python: sock_pkgcache::Interpreter,
+}
+
+/// See the module.
+pub(crate) struct Engine {
+    launcher: Launcher,
+    zygotes: Arc<Zygotes>,
+    python: Python,
+    options: EngineOptions,
+    running: Semaphore,
+    functions: Mutex<HashMap<FunctionName, Arc<Prepared>>>,
+    idle: Mutex<Idle>,
+}
+
+/// Idle instances by function, and when each came.
+#[derive(Default)]
+struct Idle {
+    by_function: HashMap<FunctionName, VecDeque<Instance>>,
+    count: usize,
+}
+
+/// A process that was checked and has imported its handler.
+struct Instance {
+    id: InstanceId,
+    /// Of the function's configuration and code that it was started with.
+    revision: String,
+    peer: Peer,
+    zygote: Option<Arc<Zygote>>,
+    idle_since: Instant,
+    max_memory_mb: u32,
+    launcher: Launcher,
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Some(zygote) = &self.zygote {
+            zygote.instances.fetch_sub(1, Ordering::AcqRel);
+        }
+        if self.id != GONE {
+            self.launcher.tell(Request::Destroy { instance: self.id });
+        }
+    }
+}
+
+/// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
+const GONE: InstanceId = 0;
+
+/// Why there is no instance.
+enum StartError {
+    /// The handler could not be imported: Lambda's error object.
+    Init { error: Vec<u8>, output: Output },
+    /// The process ended while it imported the handler.
+    Ended { how: Ended, output: Output },
+    /// Importing took too long.
+    Slow { output: Output },
+    /// Our own fault.
+    Platform(String),
+}
+
+/// How a process came to its end.
+struct Ended {
+    exit: Option<Exit>,
+    out_of_memory: bool,
+}
+
+impl Engine {
+    /// Over the launcher's `socket`. Starts the root zygote.
+    pub(crate) async fn start(socket: OwnedFd, options: EngineOptions) -> Result<Arc<Self>, String> {
+        let launcher = Launcher::new(socket).map_err(|error| error.to_string())?;
+        let python = Python::new(&options.python);
+        let zygotes = Arc::new(Zygotes::new(launcher.clone(), python.clone()));
+        let root = Key { view: None, imports: Vec::new() };
+        zygotes.ensure(root, sock_zygote::Lock::new()).await.map_err(|error| error.to_string())?;
+        let engine = Arc::new(Self {
+            launcher,
+            zygotes,
+            python,
+            options,
+            running: Semaphore::new(MAX_RUNNING),
+            functions: Mutex::default(),
+            idle: Mutex::default(),
+        });
+        tokio::spawn(Self::tidy(Arc::downgrade(&engine)));
+        Ok(engine)
+    }
+
+    /// Returns when the launcher is gone, and with it every container.
+    pub(crate) async fn gone(&self) {
+        self.launcher.gone().await;
+    }
+
+    /// Ends what has been idle for long.
+    async fn tidy(engine: std::sync::Weak<Self>) {
+        let mut ticks = tokio::time::interval(IDLE / 10);
+        loop {
+            ticks.tick().await;
+            let Some(engine) = engine.upgrade() else { return };
+            let mut old = Vec::new();
+            let mut idle = lock(&engine.idle);
+            for instances in idle.by_function.values_mut() {
+                while instances.front().is_some_and(|instance| instance.idle_since.elapsed() > IDLE) {
+                    old.extend(instances.pop_front());
+                }
+            }
+            idle.by_function.retain(|_, instances| !instances.is_empty());
+            idle.count -= old.len();
+        }
+    }
+
+    /// The function's current state of preparation, made if need be.
+    async fn prepared(&self, function: &Arc<Function>) -> Result<Arc<Prepared>, String> {
+        if let Some(prepared) = lock(&self.functions).get(&function.name)
+            && prepared.function.revision == function.revision
+        {
+            return Ok(Arc::clone(prepared));
+        }
+        let (data, region) = (self.options.data_dir.clone(), self.options.region.clone());
+        let of = Arc::clone(function);
+        let prepared = tokio::task::spawn_blocking(move || Prepared::new(of, &data, &region))
+            .await
+            .map_err(|error| error.to_string())?;
+        if let (Some(name), Some(view)) = (&prepared.view, &function.view) {
+            let layers = view.entries.iter().map(|entry| format!("packages/{}", entry.dir.display())).collect();
+            self.launcher
+                .call(Request::AddView { view: name.clone(), layers })
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        let prepared = Arc::new(prepared);
+        lock(&self.functions).insert(function.name.clone(), Arc::clone(&prepared));
+        Ok(prepared)
+    }
+
+    async fn ensure_zygote(&self, prepared: &Prepared) -> Result<(), String> {
+        if prepared.function.fresh {
+            return Ok(());
+        }
+        self.zygotes
+            .ensure(prepared.key(), prepared.zygote_lock())
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    fn take_idle(&self, function: &Function) -> Option<Instance> {
+        let mut stale = Vec::new();
+        let mut idle = lock(&self.idle);
+        let instances = idle.by_function.get_mut(&function.name)?;
+        let mut found = None;
+        // The one that was used last has most of its memory still mapped.
+        while let Some(instance) = instances.pop_back() {
+            if instance.revision == function.revision && instance.peer.is_quiet() {
+                found = Some(instance);
+                break;
+            }
+            stale.push(instance);
+        }
+        idle.count -= stale.len() + usize::from(found.is_some());
+        found
+    }
+
+    fn keep_idle(&self, name: &FunctionName, mut instance: Instance) {
+        instance.idle_since = Instant::now();
+        let mut evicted = None;
+        let mut idle = lock(&self.idle);
+        idle.by_function.entry(name.clone()).or_default().push_back(instance);
+        idle.count += 1;
+        if idle.count > MAX_IDLE {
+            let oldest = idle
+                .by_function
+                .iter()
+                .filter_map(|(name, instances)| Some((instances.front()?.idle_since, name.clone())))
+                .min();
+            if let Some((_, name)) = oldest
+                && let Some(instances) = idle.by_function.get_mut(&name)
+            {
+                evicted = instances.pop_front();
+                if instances.is_empty() {
+                    idle.by_function.remove(&name);
+                }
+                idle.count -= 1;
+            }
+        }
+        drop(idle);
+        drop(evicted);
+    }
+
+    /// Starts a process for the function and has it import the handler.
+    async fn start_instance(&self, prepared: &Prepared, phases: &mut Phases) -> Result<(Instance, StartKind), StartError> {
+        let begin = Instant::now();
+        let platform = |error: LauncherError| StartError::Platform(error.to_string());
+        let function = &prepared.function;
+        let files = Files {
+            task: Some(function.code_dir.to_string_lossy().into_owned()),
+            opt: None,
+            view: prepared.view.clone(),
+        };
+        let zygote = if function.fresh { None } else { self.zygotes.choose(&prepared.candidate, &prepared.imports) };
+        let limits = prepared.limits;
+        let (request, kind) = match &zygote {
+            Some(zygote) => {
+                // Before the request: from here on the zygote may not be retired.
+                zygote.instances.fetch_add(1, Ordering::AcqRel);
+                (Request::Fork { zygote: zygote.id, files, limits }, StartKind::Zygote)
+            }
+            None => {
+                let command = Command {
+                    argv: self.python.argv(Entry::Instance),
+                    env: runtime::environment(Entry::Instance),
+                    directory: "/var/task".into(),
+                    role: Role::Instance,
+                    limits,
+                    memory_by_kernel: false,
+                };
+                (Request::Execute { files, command }, StartKind::Cold)
+            }
+        };
+        let called = self.launcher.call(request).await;
+        let release = |error| {
+            if let Some(zygote) = &zygote {
+                zygote.instances.fetch_sub(1, Ordering::AcqRel);
+            }
+            error
+        };
+        let (reply, fds) = called.map_err(platform).map_err(release)?;
+        let Reply::Instance { instance: id } = reply else {
+            return Err(release(StartError::Platform("the launcher answered something else".into())));
+        };
+        let peer = Peer::new(fds).map_err(|error| release(StartError::Platform(error.to_string())))?;
+        let mut instance = Instance {
+            id,
+            revision: function.revision.clone(),
+            peer,
+            zygote: zygote.clone(),
+            idle_since: begin,
+            max_memory_mb: 0,
+            launcher: self.launcher.clone(),
+        };
+        match tokio::time::timeout(START, instance.peer.expect(Kind::Hello)).await {
+            Ok(Ok(_)) => {}
+            outcome => {
+                // Not the function's doing: none of its code has run.
+                let said = String::from_utf8_lossy(&instance.peer.take_output().text).trim().to_owned();
+                if let (Some(zygote), Err(_)) = (&zygote, &outcome) {
+                    self.zygotes.discard(zygote);
+                }
+                let why = match outcome {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("it said nothing for {} s", START.as_secs()),
+                };
+                return Err(StartError::Platform(format!("an instance did not start: {why} {said}")));
+            }
+        }
+        self.launcher.call(Request::Check { instance: id }).await.map_err(platform)?;
+        phases.provision = begin.elapsed();
+        let begin = Instant::now();
+        let init = serde_json::to_vec(&prepared.init).map_err(|error| StartError::Platform(error.to_string()))?;
+        let limit = START.max(function.timeout);
+        let import = async {
+            instance.peer.send(Kind::Init, &init).await?;
+            instance.peer.receive().await
+        };
+        let imported = tokio::time::timeout(limit, import).await;
+        phases.init = begin.elapsed();
+        match imported {
+            Ok(Ok((Kind::Ready, _))) => Ok((instance, kind)),
+            Ok(Ok((Kind::InitError, error))) => {
+                Err(StartError::Init { error, output: instance.peer.take_output() })
+            }
+            Ok(Ok((other, _))) => Err(StartError::Platform(PeerError::Unexpected(other).to_string())),
+            Ok(Err(_)) => {
+                let output = instance.peer.take_output();
+                let how = self.destroy(&mut instance).await;
+                Err(StartError::Ended { how, output })
+            }
+            Err(_) => Err(StartError::Slow { output: instance.peer.take_output() }),
+        }
+    }
+
+    /// Ends an instance and learns how it had ended by itself.
+    async fn destroy(&self, instance: &mut Instance) -> Ended {
+        let id = std::mem::replace(&mut instance.id, GONE);
+        match self.launcher.call(Request::Destroy { instance: id }).await {
+            Ok((Reply::Destroyed { exit, out_of_memory, usage }, _)) => {
+                instance.max_memory_mb = megabytes(usage.memory_peak);
+                Ended { exit, out_of_memory }
+            }
+            _ => Ended { exit: None, out_of_memory: false },
+        }
+    }
+
+    async fn run(&self, function: Arc<Function>, invocation: Invocation) -> Outcome {
+        let mut phases = Phases::default();
+        let permit: Result<SemaphorePermit<'_>, _> = self.running.acquire().await;
+        if permit.is_err() {
+            return failed("the server is stopping".into(), phases, StartKind::Cold);
+        }
+        phases.queue = invocation.received.elapsed();
+        let (mut instance, start) = match self.take_idle(&function) {
+            Some(instance) => (instance, StartKind::Warm),
+            None => match self.start_for(&function, &mut phases).await {
+                Ok(started) => started,
+                Err(error) => return start_failed(error, phases, &invocation),
+            },
+        };
+        let begin = Instant::now();
+        let exchange = exchange(&mut instance.peer, &function, &invocation);
+        let answered = tokio::time::timeout(function.timeout, exchange).await;
+        phases.handler = begin.elapsed();
+        let result = match answered {
+            Ok(Ok((Kind::Result, answer))) => InvocationResult::Ok(Bytes::from(answer)),
+            Ok(Ok((Kind::Error, error))) => InvocationResult::HandlerError(Bytes::from(error)),
+            Ok(Ok(_) | Err(PeerError::Frame(_) | PeerError::Unexpected(_))) => {
+                let _ = self.destroy(&mut instance).await;
+                InvocationResult::Exited { reason: "the process broke the runtime's protocol".into() }
+            }
+            Ok(Err(PeerError::Gone)) => ended(&self.destroy(&mut instance).await),
+            Err(_) => {
+                let _ = self.destroy(&mut instance).await;
+                InvocationResult::Timeout
+            }
+        };
+        let Output { text: log, dropped: log_truncated } = instance.peer.take_output();
+        if instance.id != GONE && instance.max_memory_mb == 0 {
+            // Asked once: what a first answer took is what a user sizes by, and a warm one must not wait for it.
+            if let Ok((Reply::Stats { usage }, _)) =
+                self.launcher.call(Request::Stats { instance: instance.id }).await
+            {
+                instance.max_memory_mb = megabytes(usage.memory_peak);
+            }
+        }
+        let max_memory_mb = instance.max_memory_mb;
+        let current = lock(&self.functions)
+            .get(&function.name)
+            .is_some_and(|prepared| prepared.function.revision == instance.revision);
+        if instance.id != GONE && current {
+            self.keep_idle(&function.name, instance);
+        }
+        drop(permit);
+        Outcome { result, start, phases, log, log_truncated, max_memory_mb }
+    }
+
+    async fn start_for(&self, function: &Arc<Function>, phases: &mut Phases) -> Result<(Instance, StartKind), StartError> {
+        let prepared = self.prepared(function).await.map_err(StartError::Platform)?;
+        if !function.fresh && !self.zygotes.has(&prepared.key()) {
+            // First use after a restart, or the zygote died: this invocation makes do with the best there is.
+            let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
+            tokio::spawn(async move {
+                if let Err(error) = zygotes.ensure(prepared.key(), prepared.zygote_lock()).await {
+                    tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
+                }
+            });
+        }
+        self.start_instance(&prepared, phases).await
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn megabytes(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+}
+
+async fn exchange(peer: &mut Peer, function: &Function, invocation: &Invocation) -> Result<(Kind, Vec<u8>), PeerError> {
+    let deadline = SystemTime::now() + function.timeout;
+    let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let header = InvokeHeader {
+        request_id: invocation.request_id.clone(),
+        deadline_ms: deadline.as_millis() as u64,
+        arn: function.arn.clone(),
+        client_context: invocation.client_context.clone(),
+    };
+    peer.send(Kind::Invoke, &frames::invoke(&header, &invocation.event)).await?;
+    peer.receive().await
+}
+
+fn ended(how: &Ended) -> InvocationResult {
+    if how.out_of_memory {
+        return InvocationResult::OutOfMemory;
+    }
+    let reason = match how.exit {
+        Some(Exit::Signal(signal)) => format!("signal: {}", signal_name(signal)),
+        Some(Exit::Code(code)) if code != 0 => format!("exit status {code}"),
+        Some(Exit::Code(_)) | None => String::new(),
+    };
+    InvocationResult::Exited { reason }
+}
+
+fn signal_name(signal: i32) -> String {
+    nix::sys::signal::Signal::try_from(signal).map_or(signal.to_string(), |signal| signal.to_string())
+}
+
+fn failed(why: String, phases: Phases, start: StartKind) -> Outcome {
+    tracing::error!(why, "an invocation failed for a reason of the platform's own");
+    let result = InvocationResult::Platform(why);
+    Outcome { result, start, phases, log: Vec::new(), log_truncated: 0, max_memory_mb: 0 }
+}
+
+fn start_failed(error: StartError, phases: Phases, _invocation: &Invocation) -> Outcome {
+    let (result, output) = match error {
+        StartError::Platform(why) => return failed(why, phases, StartKind::Cold),
+        StartError::Init { error, output } => (InvocationResult::HandlerError(Bytes::from(error)), output),
+        StartError::Ended { how, output } => (ended(&how), output),
+        StartError::Slow { output } => (InvocationResult::Timeout, output),
+    };
+    let Output { text: log, dropped: log_truncated } = output;
+    Outcome { result, start: StartKind::Cold, phases, log, log_truncated, max_memory_mb: 0 }
+}
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+impl Runner for Engine {
+    fn prepare(&self, function: Arc<Function>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let prepared = self.prepared(&function).await?;
+            self.ensure_zygote(&prepared).await
+        })
+    }
+
+    fn invoke(&self, function: Arc<Function>, invocation: Invocation) -> BoxFuture<'_, Outcome> {
+        Box::pin(self.run(function, invocation))
+    }
+
+    fn retire(&self, name: &FunctionName) {
+        let prepared = lock(&self.functions).remove(name);
+        let mut idle = lock(&self.idle);
+        let instances = idle.by_function.remove(name).unwrap_or_default();
+        idle.count -= instances.len();
+        drop(idle);
+        drop((instances, prepared));
+        let wanted: BTreeSet<Key> = lock(&self.functions).values().map(|prepared| prepared.key()).collect();
+        self.zygotes.retire(&wanted);
+    }
+}

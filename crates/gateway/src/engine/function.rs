@@ -1,0 +1,150 @@
+//! What the engine works out about a function once per revision: its lock, its own names, what it imports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use sock_isolation::Limits;
+use sock_zygote::frames::{FunctionInfo, Init};
+use sock_zygote::scan::{Source, Sources, scan};
+use sock_zygote::{Candidate, Distribution, Import, Lock};
+
+use super::zygotes::Key;
+use crate::runner::Function;
+
+/// A function made ready for instances.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) function: Arc<Function>,
+    pub(crate) candidate: Candidate,
+    pub(crate) imports: Vec<Import>,
+    pub(crate) init: Init,
+    pub(crate) limits: Limits,
+    /// Name of its view at the launcher.
+    pub(crate) view: Option<String>,
+}
+
+// A bundle's sources are read to be scanned: more than this is data in a .py file.
+const MAX_SOURCE: u64 = 2 << 20;
+
+impl Prepared {
+    /// Reads the function's code beneath `data`. Blocking.
+    pub(crate) fn new(function: Arc<Function>, data: &Path, region: &str) -> Self {
+        let sources = sources(&data.join(&function.code_dir));
+        let imports = scan(&sources, &function.handler);
+        let mut own: BTreeSet<String> =
+            sources.keys().filter_map(|name| name.split('.').next()).map(str::to_owned).collect();
+        own.extend(entries(&data.join(&function.code_dir)));
+        let view = function.view.as_ref().filter(|view| !view.entries.is_empty());
+        let lock: Lock = view.map(|view| view.entries.iter().map(distribution).collect()).unwrap_or_default();
+        let name = function.name.to_string();
+        let info = FunctionInfo {
+            name: name.clone(),
+            version: function.version.clone(),
+            memory_mb: function.memory_mb,
+            log_group: format!("/aws/lambda/{name}"),
+            log_stream: format!("{}/[{}]{}", date(), function.version, &function.code_sha256[..32.min(function.code_sha256.len())]),
+        };
+        let env = environment(&function, &info, region);
+        // Lambda gives a whole processor at 1,769 MB and shares in proportion; below, a share that small would make every
+        // start slow, so nobody gets less than one.
+        let cpu_millis = (function.memory_mb * 1000 / 1769).max(1000);
+        let limits = Limits { memory: u64::from(function.memory_mb) << 20, cpu_millis, ..Limits::default() };
+        let candidate = Candidate { lock, env: env.clone(), own };
+        let view = view.map(|view| view.id.to_string());
+        let init = Init { handler: function.handler.clone(), env, function: info };
+        Self { function, candidate, imports, init, limits, view }
+    }
+
+    /// What a zygote of its own would be.
+    pub(crate) fn key(&self) -> Key {
+        let view = if self.imports.is_empty() { None } else { self.view.clone() };
+        Key { view, imports: self.imports.clone() }
+    }
+
+    /// The lock of that zygote.
+    pub(crate) fn zygote_lock(&self) -> Lock {
+        if self.imports.is_empty() { Lock::new() } else { self.candidate.lock.clone() }
+    }
+}
+
+fn distribution(entry: &sock_pkgcache::ViewEntry) -> (String, Distribution) {
+    let distribution = Distribution {
+        version: entry.version.clone(),
+        sha256: entry.sha256.to_string(),
+        modules: entry.modules.clone(),
+    };
+    (entry.name.to_string(), distribution)
+}
+
+/// The environment of a function: Lambda's variables, and over them its own.
+fn environment(function: &Function, info: &FunctionInfo, region: &str) -> BTreeMap<String, String> {
+    let memory = function.memory_mb.to_string();
+    let runtime = format!("AWS_Lambda_{}", function.runtime);
+    let lambda = [
+        ("AWS_DEFAULT_REGION", region),
+        ("AWS_EXECUTION_ENV", &runtime),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &memory),
+        ("AWS_LAMBDA_FUNCTION_NAME", &info.name),
+        ("AWS_LAMBDA_FUNCTION_VERSION", &function.version),
+        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
+        ("AWS_LAMBDA_LOG_GROUP_NAME", &info.log_group),
+        ("AWS_LAMBDA_LOG_STREAM_NAME", &info.log_stream),
+        ("AWS_REGION", region),
+        ("HOME", "/tmp"),
+        ("LAMBDA_RUNTIME_DIR", "/sock/runtime"),
+        ("LAMBDA_TASK_ROOT", "/var/task"),
+        ("LANG", "C.UTF-8"),
+        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ("PYTHONPATH", "/var/task:/opt/python:/packages"),
+        ("TZ", ":UTC"),
+        ("_HANDLER", &function.handler),
+    ];
+    let lambda = lambda.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    lambda.into_iter().chain(function.env.clone()).collect()
+}
+
+fn date() -> String {
+    let today = time::OffsetDateTime::now_utc().date();
+    format!("{}/{:02}/{:02}", today.year(), u8::from(today.month()), today.day())
+}
+
+/// Names at the top of a directory that an import could find.
+fn entries(directory: &Path) -> BTreeSet<String> {
+    let Ok(list) = std::fs::read_dir(directory) else { return BTreeSet::new() };
+    let names = list.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter_map(|name| name.split('.').next().map(str::to_owned)).filter(|name| !name.is_empty()).collect()
+}
+
+/// Every Python source beneath `root` by module name.
+fn sources(root: &Path) -> Sources {
+    let mut sources = Sources::new();
+    let mut pending = vec![(root.to_owned(), String::new())];
+    while let Some((directory, prefix)) = pending.pop() {
+        let Ok(list) = std::fs::read_dir(&directory) else { continue };
+        for entry in list.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                if is_identifier(&name) {
+                    pending.push((entry.path(), format!("{prefix}{name}.")));
+                }
+                continue;
+            }
+            let Some(stem) = name.strip_suffix(".py").filter(|stem| is_identifier(stem)) else { continue };
+            if metadata.len() > MAX_SOURCE {
+                continue;
+            }
+            let package = stem == "__init__" && !prefix.is_empty();
+            let module = if package { prefix.trim_end_matches('.').to_owned() } else { format!("{prefix}{stem}") };
+            if let Ok(text) = std::fs::read_to_string(entry.path()) {
+                sources.insert(module, Source { text, package });
+            }
+        }
+    }
+    sources
+}
+
+fn is_identifier(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
