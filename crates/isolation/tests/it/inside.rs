@@ -1,0 +1,187 @@
+//! What a process in a container is, sees and may do.
+
+use libtest_mimic::Failed;
+
+use crate::shop::Shop;
+
+pub(crate) const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+    ("inside::nobody_with_nothing", nobody),
+    ("inside::the_host_is_out_of_sight", out_of_sight),
+    ("inside::only_tmp_can_be_written", only_tmp),
+    ("inside::set_up_calls_are_refused", refused),
+    ("inside::sockets_of_other_families_are_refused", sockets),
+    ("inside::no_descriptor_is_inherited", descriptors),
+    ("inside::tmp_has_a_size", tmp_size),
+    ("inside::the_root_as_the_kernel_lists_it", mounts),
+];
+
+fn python(code: &str, expected: &str) -> Result<(), Failed> {
+    let mut shop = Shop::open()?;
+    shop.python(code, expected)?;
+    shop.close()
+}
+
+fn nobody() -> Result<(), Failed> {
+    let code = r"
+import os
+for line in open('/proc/self/status'):
+    if line.startswith(('Uid', 'Gid', 'Groups', 'Cap', 'NoNew', 'Seccomp:')):
+        print(line.split())
+print(os.getpid() < 10, os.getppid())
+";
+    let expected = "['Uid:', '1000', '1000', '1000', '1000']
+['Gid:', '1000', '1000', '1000', '1000']
+['Groups:']
+['CapInh:', '0000000000000000']
+['CapPrm:', '0000000000000000']
+['CapEff:', '0000000000000000']
+['CapBnd:', '0000000000000000']
+['CapAmb:', '0000000000000000']
+['NoNewPrivs:', '1']
+['Seccomp:', '2']
+True 1";
+    python(code, expected)
+}
+
+fn out_of_sight() -> Result<(), Failed> {
+    let code = r"
+import os, socket
+print(sorted(p for p in os.listdir('/proc') if p.isdigit()) == ['1', str(os.getpid())])
+print([os.path.exists(p) for p in ('/etc/shadow', '/root', '/home', '/sys')])
+print([l.split(':')[0].strip() for l in open('/proc/net/dev')][2:])
+print(open('/proc/self/cgroup').read().splitlines()[-1])
+print(socket.gethostname(), os.listdir('/var/task'))
+print(len(open('/proc/kallsyms').read()), len(open('/proc/keys').read()))
+";
+    python(code, "True\n[False, False, False, False]\n['lo']\n0::/\ntest []\n0 0")
+}
+
+fn only_tmp() -> Result<(), Failed> {
+    let code = r"
+import errno
+for d in ('/', '/usr', '/etc', '/dev', '/proc', '/var', '/var/task', '/sock', '/tmp', '/dev/shm'):
+    try:
+        open(d + '/x', 'w').close()
+        print(d)
+    except OSError as e:
+        assert e.errno in (errno.EROFS, errno.EACCES, errno.ENOENT), (d, e)
+for name in ('kernel/core_pattern', 'kernel/hostname', 'user/max_user_namespaces', 'vm/overcommit_memory'):
+    try:
+        open('/proc/sys/' + name, 'w').write('1')
+        print(name)
+    except OSError:
+        pass
+";
+    python(code, "/tmp\n/dev/shm")
+}
+
+/// Each call by number, so that no library's own checks come first. 1 is EPERM, 38 ENOSYS.
+#[cfg(target_arch = "x86_64")]
+fn refused() -> Result<(), Failed> {
+    let code = r"
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, number, *args):
+    result = libc.syscall(number, *args)
+    print(name, ctypes.get_errno() if result < 0 else 'made')
+NEWUSER = 0x10000000
+call('chroot', 161, b'/tmp')
+call('mount', 165, b'none', b'/tmp', b'tmpfs', 0, None)
+call('umount2', 166, b'/proc', 2)
+call('pivot_root', 155, b'.', b'.')
+call('unshare', 272, NEWUSER)
+call('setns', 308, 0, 0)
+call('clone', 56, NEWUSER | 17, 0, 0, 0, 0)
+call('clone3', 435, 0, 0)
+call('ptrace', 101, 0, 0, 0, 0)
+call('process_vm_readv', 310, 1, 0, 0, 0, 0, 0)
+call('bpf', 321, 0, 0, 0)
+call('perf_event_open', 298, 0, 0, 0, 0, 0)
+call('userfaultfd', 323, 0)
+call('io_uring_setup', 425, 1, 0)
+call('keyctl', 250, 0, 0)
+call('open_tree', 428, -100, b'/', 1)
+call('fsopen', 430, b'tmpfs', 0)
+call('move_mount', 429, 0, b'', 0, b'', 0)
+call('reboot', 169, 0, 0, 0)
+call('init_module', 175, 0, 0, b'')
+call('open_by_handle_at', 304, 0, 0, 0)
+call('mknodat', 259, -100, b'/tmp/n', 0o20666, 259)
+call('sethostname', 170, b'x', 1)
+call('settimeofday', 164, 0, 0)
+call('personality', 135, 0x40000)
+call('setresuid', 117, 0, 0, 0)
+call('kexec_load', 246, 0, 0, 0, 0)
+call('pidfd_getfd', 438, 0, 0, 0)
+";
+    let mut shop = Shop::open()?;
+    let (_, output) = shop.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
+    shop.close()?;
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 28, "{output}");
+    for line in lines {
+        let expected = if line.starts_with("clone3 ") { " 38" } else { " 1" };
+        assert!(line.ends_with(expected), "{line}");
+    }
+    Ok(())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn refused() -> Result<(), Failed> {
+    Err("the numbers of this test are x86_64's".into())
+}
+
+fn sockets() -> Result<(), Failed> {
+    let code = r"
+import socket as s
+for family, kind in ((s.AF_INET, s.SOCK_RAW), (s.AF_PACKET, s.SOCK_DGRAM), (s.AF_NETLINK, s.SOCK_DGRAM),
+                     (s.AF_VSOCK, s.SOCK_STREAM), (s.AF_ALG, s.SOCK_SEQPACKET), (s.AF_INET, s.SOCK_STREAM),
+                     (s.AF_UNIX, s.SOCK_DGRAM)):
+    try:
+        s.socket(family, kind)
+        print('made')
+    except OSError as e:
+        print(e.errno)
+";
+    python(code, "1\n1\n1\n1\n1\nmade\nmade")
+}
+
+fn descriptors() -> Result<(), Failed> {
+    let code = r"
+import os
+print(sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1])
+print([os.readlink('/proc/self/fd/%d' % f)[:5] for f in (0, 1, 2)])
+";
+    python(code, "[0, 1, 2]\n['/dev/', 'pipe:', 'pipe:']")
+}
+
+fn tmp_size() -> Result<(), Failed> {
+    let code = r"
+try:
+    open('/tmp/big', 'wb').write(bytes(17 << 20))
+except OSError as e:
+    print(e.errno)
+";
+    python(code, "28")
+}
+
+fn mounts() -> Result<(), Failed> {
+    let code = r"
+for line in open('/proc/self/mountinfo'):
+    fields, _, system = line.partition(' - ')
+    fields = fields.split()
+    slave = 'slave' if any(f.startswith('master') for f in fields) else ''
+    # What the host's own file systems are called is the host's affair.
+    kind = '' if fields[4] in ('/usr', '/lib', '/bin') else system.split()[0]
+    print(fields[4], fields[5].replace(',relatime', ''), slave, kind)
+";
+    let mut shop = Shop::open()?;
+    let (_, output) = shop.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
+    shop.close()?;
+    // Which files of proc there are to mask depends on the kernel.
+    let lines = output.lines().filter(|line| !line.starts_with("/proc/"));
+    let lines: Vec<String> =
+        lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+    Ok(())
+}

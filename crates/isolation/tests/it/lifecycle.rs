@@ -1,0 +1,102 @@
+//! Start, end, and what is left.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use libtest_mimic::Failed;
+use sock_isolation::Exit;
+
+use crate::shop::{Shop, command, pipe, spec};
+
+pub(crate) const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+    ("lifecycle::exit_codes_and_signals_are_told_apart", exits),
+    ("lifecycle::a_missing_program_is_named", missing_program),
+    ("lifecycle::a_container_that_fights_back_is_destroyed", fights_back),
+    ("lifecycle::a_paused_container_stands_still", paused),
+    ("lifecycle::a_second_host_sweeps_what_a_crash_left", sweep),
+    ("lifecycle::a_process_with_threads_is_refused", threads),
+];
+
+fn exits() -> Result<(), Failed> {
+    let mut shop = Shop::open()?;
+    assert_eq!(shop.run(&["/bin/sh", "-c", "echo hi; exit 7"])?, (Some(Exit::Code(7)), "hi\n".into()));
+    assert_eq!(shop.run(&["/bin/sh", "-c", "kill -SEGV $$"])?.0, Some(Exit::Signal(11)));
+    shop.close()
+}
+
+fn missing_program() -> Result<(), Failed> {
+    let mut shop = Shop::open()?;
+    let error = shop.run(&["/usr/bin/no-such-program"]).expect_err("it cannot start");
+    let message = error.message().unwrap_or_default().to_owned();
+    assert_eq!(
+        message,
+        "failed to make the container: start /usr/bin/no-such-program (execve): No such file or directory"
+    );
+    // And the workshop goes on.
+    assert_eq!(shop.run(&["/bin/true"])?.0, Some(Exit::Code(0)));
+    shop.close()
+}
+
+fn fights_back() -> Result<(), Failed> {
+    let mut shop = Shop::open()?;
+    let (read, write) = pipe()?;
+    let null: OwnedFd = File::open("/dev/null")?.into();
+    let code = "import os, signal\n\
+        for s in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(s, signal.SIG_IGN)\n\
+        os.setsid() if os.fork() == 0 else None\n\
+        try:\n    while True: os.fork()\nexcept OSError: pass\n\
+        os.write(1, b'x')\nwhile True: signal.pause()\n";
+    let argv = command(&["/usr/bin/python3", "-I", "-S", "-c", code]);
+    let container = shop.workshop.start(spec(), argv, &[null.as_fd(), write.as_fd(), null.as_fd()])?;
+    // One process at least has hit the limit.
+    File::from(read).read_exact(&mut [0])?;
+    container.destroy()?;
+    shop.close()
+}
+
+fn paused() -> Result<(), Failed> {
+    let mut shop = Shop::open()?;
+    let (their_input, our_output) = pipe()?;
+    let (our_input, their_output) = pipe()?;
+    let argv = command(&["/bin/cat"]);
+    let fds = [their_input.as_fd(), their_output.as_fd(), their_output.as_fd()];
+    let container = shop.workshop.start(spec(), argv, &fds)?;
+    let (mut our_output, mut our_input) = (File::from(our_output), File::from(our_input));
+    our_output.write_all(b"a")?;
+    our_input.read_exact(&mut [0])?;
+    container.pause()?;
+    our_output.write_all(b"b")?;
+    let mut wanted = [nix::poll::PollFd::new(our_input.as_fd(), nix::poll::PollFlags::POLLIN)];
+    assert_eq!(nix::poll::poll(&mut wanted, 100u8)?, 0, "a paused process answered");
+    container.resume()?;
+    our_input.read_exact(&mut [0])?;
+    container.destroy()?;
+    shop.close()
+}
+
+fn sweep() -> Result<(), Failed> {
+    let shop = Shop::open()?;
+    let left = shop.group.join("99");
+    std::fs::create_dir(&left)?;
+    // A process of a server that died: this one's child, which waits for a pipe that is never written.
+    let mut child = std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn()?;
+    std::fs::write(left.join("cgroup.procs"), child.id().to_string())?;
+    let name = shop.group.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let place = sock_isolation::cgroup::find()?;
+    let (_, removed) = sock_isolation::cgroup::Hierarchy::open(&place, &name)?;
+    assert_eq!(removed, 1);
+    assert!(!left.exists());
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait()?), Some(9));
+    shop.close()
+}
+
+fn threads() -> Result<(), Failed> {
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || receiver.recv());
+    let error = sock_isolation::process::Child::fork(|| 0).expect_err("there are two threads");
+    assert_eq!(error.to_string(), "fork with more than one thread: Device or resource busy");
+    drop(sender);
+    let _ = thread.join();
+    Ok(())
+}

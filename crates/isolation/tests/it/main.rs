@@ -1,0 +1,18 @@
+//! Containers for real: needs root, and fails without.
+//!
+//! A harness of its own, because a container can only be started from a process with one thread. Tests run one after the
+//! other on the main thread, each on a host of its own.
+
+mod inside;
+mod lifecycle;
+mod shop;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let tests: Vec<(&str, fn() -> Result<(), Failed>)> = [lifecycle::TESTS, inside::TESTS].concat();
+    let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,84 @@
+//! A host for one test, and commands in it.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::Failed;
+use sock_isolation::{
+    Command, Exit, Host, HostOptions, IdRange, Limits, Nesting, Role, SlotSpec, Template, Workshop, cgroup,
+};
+
+pub(crate) struct Shop {
+    pub(crate) workshop: Workshop,
+    pub(crate) group: PathBuf,
+    work: tempfile::TempDir,
+}
+
+pub(crate) fn spec() -> SlotSpec {
+    SlotSpec { hostname: "test".into(), tmp_bytes: 16 << 20, nesting: Nesting::Forbidden }
+}
+
+pub(crate) fn command(argv: &[&str]) -> Command {
+    Command {
+        argv: argv.iter().map(|&argument| argument.into()).collect(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        directory: "/tmp".into(),
+        role: Role::Instance,
+        limits: Limits { processes: 64, ..Limits::default() },
+        memory_by_kernel: false,
+    }
+}
+
+impl Shop {
+    pub(crate) fn open() -> Result<Self, Failed> {
+        let work = tempfile::tempdir()?;
+        let name = format!("sock-test-{}", std::process::id());
+        let host = Host::start(HostOptions {
+            work: work.path().into(),
+            group: name.clone(),
+            template: Template::of_base(Path::new("/"))?,
+            ids: IdRange::default(),
+        })?;
+        let group = cgroup::find()?.directory.join(name);
+        Ok(Self { workshop: Workshop::new(host), group, work })
+    }
+
+    /// Runs a command to its end; returns its exit and what it wrote.
+    pub(crate) fn run(&mut self, argv: &[&str]) -> Result<(Option<Exit>, String), Failed> {
+        let (read, write) = pipe()?;
+        let null: OwnedFd = File::open("/dev/null")?.into();
+        let fds = [null.as_fd(), write.as_fd(), write.as_fd()];
+        let mut container = self.workshop.start(spec(), command(argv), &fds)?;
+        drop(write);
+        let mut output = String::new();
+        File::from(read).read_to_string(&mut output)?;
+        let exit = container.wait()?;
+        container.destroy()?;
+        Ok((exit, output))
+    }
+
+    /// Runs Python code that must print what is expected.
+    pub(crate) fn python(&mut self, code: &str, expected: &str) -> Result<(), Failed> {
+        let (exit, output) = self.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
+        if exit == Some(Exit::Code(0)) && output.trim_end() == expected.trim_end() {
+            return Ok(());
+        }
+        Err(format!("exit {exit:?}, printed:\n{output}\nexpected:\n{expected}").into())
+    }
+
+    /// Ends the host and checks that nothing of it is left.
+    pub(crate) fn close(self) -> Result<(), Failed> {
+        self.workshop.stop()?;
+        if self.group.exists() {
+            return Err(format!("{} is left", self.group.display()).into());
+        }
+        let _ = nix::mount::umount2(self.work.path(), nix::mount::MntFlags::MNT_DETACH);
+        Ok(())
+    }
+}
+
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
