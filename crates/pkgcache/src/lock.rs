@@ -161,6 +161,22 @@ mod tests {
     #[test]
     fn json_form() {
         let lock = Lock::new("cp311", vec![wheel("a", "1", b"a")]).unwrap();
-        insta::assert_json_snapshot!(lock, @r#""#);
+        insta::assert_json_snapshot!(lock, @r#"
+        {
+          "tag": "cp311",
+          "packages": [
+            {
+              "name": "a",
+              "version": "1",
+              "filename": "a-1-py3-none-any.whl",
+              "location": {
+                "url": "https://index.example/a-1-py3-none-any.whl"
+              },
+              "sha256": "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
+              "size": null
+            }
+          ]
+        }
+        "#);
     }
 }

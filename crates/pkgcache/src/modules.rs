@@ -84,7 +84,7 @@ mod tests {
             ".hidden.py",
         ];
         let found: Vec<_> = index(files, &suffixes()).into_iter().collect();
-        insta::assert_snapshot!(found.join("\n"), @"");
+        insta::assert_snapshot!(found.join(" "), @"ns ns.deep ns.deep.leaf odd-name odd-name.x pkg pkg._fast pkg._stable pkg.data pkg.mod pkg.plain pkg.sourceless six");
     }
 
     #[test]

@@ -146,7 +146,10 @@ pub(crate) fn unpack(
     if archive.len() > limits.entries {
         return Err(UnpackError::TooMany { found: archive.len(), limit: limits.entries });
     }
-    if let Some(entry) = duplicate(&mut archive) {
+    // The archive library indexes by name and keeps one of two equal names: which one is not for it to choose.
+    if archive.has_duplicate_names() {
+        let directory = archive.central_directory_start();
+        let entry = duplicate(archive.into_inner(), directory).unwrap_or_default();
         return Err(UnpackError::Entry { entry, problem: EntryProblem::Duplicate });
     }
     let (names, sizes) = survey(&archive, limits)?;
@@ -170,14 +173,26 @@ pub(crate) fn unpack(
     Ok(site.filter_map(|entry| entry.target.path.strip_prefix("site/").map(String::from)).collect())
 }
 
-/// The archive library indexes by name and keeps one of two equal names: which one is not for it to choose.
-fn duplicate<R: Read + Seek>(archive: &mut ZipArchive<R>) -> Option<String> {
-    if !archive.has_duplicate_names() {
-        return None;
-    }
+/// Which name the central directory has twice, from its raw headers (zip specification, 4.3.12): the library does not say.
+fn duplicate(mut archive: impl Read + Seek, directory: u64) -> Option<String> {
+    archive.seek(io::SeekFrom::Start(directory)).ok()?;
+    let mut headers = io::BufReader::new(archive);
     let mut seen = BTreeSet::new();
-    let names = archive.file_names_raw().map(|raw| String::from_utf8_lossy(raw).into_owned());
-    names.into_iter().find(|name| !seen.insert(name.clone())).or(Some("of the archive".into()))
+    loop {
+        let mut header = [0; 46];
+        headers.read_exact(&mut header).ok()?;
+        if !header.starts_with(b"PK\x01\x02") {
+            return None;
+        }
+        let len = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        let mut name = vec![0; len(28) + len(30) + len(32)];
+        headers.read_exact(&mut name).ok()?;
+        name.truncate(len(28));
+        let name = String::from_utf8_lossy(&name).into_owned();
+        if !seen.insert(name.clone()) {
+            return Some(name);
+        }
+    }
 }
 
 /// Checks the name and kind of every entry; gives the files (directories are made as needed) and their packed size.
