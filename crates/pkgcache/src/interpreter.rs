@@ -83,6 +83,9 @@ struct Answer {
 impl Interpreter {
     /// Starts the executable once and asks it what it is.
     pub fn probe(path: &Path) -> Result<Self, ProbeError> {
+        // It is started in other working directories later; a bare name is looked up on the path each time.
+        let absolute = (path.components().count() > 1).then(|| std::path::absolute(path).ok()).flatten();
+        let path = absolute.as_deref().unwrap_or(path);
         let output = clean::command(path)
             .args(["-I", "-S", "-c", PROBE])
             .output()

@@ -49,3 +49,8 @@ pub use store::{Collected, InstallError, Limits, Store, StoreError, WheelError};
 pub use unpack::{EntryProblem, UnpackError};
 pub use uv::{BootstrapError, Uv};
 pub use view::{View, ViewEntry};
+
+/// The README's example is compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

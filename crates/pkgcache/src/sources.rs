@@ -3,8 +3,6 @@
 //! A function's author never chooses a source: a requirements file that names one is refused. Without an index here, the resolver's
 //! own default is used, so this crate names no server.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 /// The operator's choice of package sources.
@@ -40,14 +38,14 @@ impl Sources {
         Self { index_url: self.index_url.or(fallback.index_url), find_links }
     }
 
-    /// The find-links that can be read now. A directory that does not exist would make the resolver refuse every
-    /// request, although nothing asks for what it might hold.
-    pub(crate) fn usable_links(&self) -> impl Iterator<Item = &str> {
-        let remote = |link: &str| link.contains("://");
-        self.find_links
-            .iter()
-            .map(String::as_str)
-            .filter(move |link| remote(link) || Path::new(link).exists())
+    /// The find-links that can be read now, made absolute: the resolver runs in a directory of its own. A directory that does not
+    /// exist would make it refuse every request, although nothing asks for what it might hold.
+    pub(crate) fn usable_links(&self) -> impl Iterator<Item = String> {
+        self.find_links.iter().filter_map(|link| match std::path::absolute(link) {
+            _ if link.contains("://") => Some(link.clone()),
+            Ok(path) if path.exists() => Some(path.to_string_lossy().into_owned()),
+            _ => None,
+        })
     }
 }
 
@@ -76,5 +74,13 @@ mod tests {
         let both = flag.or(env);
         assert_eq!(both.index_url.as_deref(), Some("https://index.example"));
         assert_eq!(both.find_links, ["/flag"]);
+    }
+
+    #[test]
+    fn links_are_absolute_and_there() {
+        let find_links = ["src", "/nonexistent", "https://index.example/wheels"].map(String::from).into();
+        let links: Vec<_> = Sources { index_url: None, find_links }.usable_links().collect();
+        assert_eq!(links.len(), 2, "{links:?}");
+        assert!(links[0].starts_with('/') && links[0].ends_with("/src"), "{links:?}");
     }
 }

@@ -45,7 +45,9 @@ impl Uv {
     /// A resolver that keeps everything beneath `dir` and looks for packages in `sources`. Nothing happens yet: the program is fetched at the
     /// first resolve, by the `pip` of `python`.
     pub fn new(dir: impl Into<PathBuf>, sources: Sources, python: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), sources, python: python.into(), deadline: DEADLINE }
+        let dir = dir.into();
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        Self { dir, sources, python: python.into(), deadline: DEADLINE }
     }
 
     /// Makes sure that the program is there, so that the first deploy need not wait for it; gives its path.
@@ -69,7 +71,7 @@ impl Uv {
             command.args(["--default-index", index]);
         }
         for link in self.sources.usable_links() {
-            command.args(["--find-links", link]);
+            command.args(["--find-links", &link]);
         }
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command
@@ -138,32 +140,66 @@ fn wait(mut child: Child, deadline: Duration) -> io::Result<Ended> {
     Ok(Ended { success: status.success(), timed_out, message })
 }
 
-/// uv's explanation as one line: causes joined by colons, hints kept.
+/// uv's explanation as one line: causes joined by colons, hints in brackets.
 fn explain(message: &str) -> ResolveError {
-    let mut text = String::new();
+    let mut parts: Vec<String> = Vec::new();
     let mut unsatisfiable = false;
     for line in message.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        if line.contains("No solution found") {
+        match line.split_once(": ") {
+            Some(("error" | "warning" | "cause", text)) => parts.push(text.into()),
+            Some(("hint", text)) => parts.push(format!("hint: {text}")),
+            _ => match parts.last_mut() {
+                Some(part) => *part = format!("{part} {line}"),
+                None => parts.push(line.into()),
+            },
+        }
+        if parts.last().is_some_and(|part| part.starts_with("No solution found")) {
             unsatisfiable = true;
-            continue;
+            parts.pop();
         }
-        let (link, part) = match line.split_once(": ") {
-            Some(("error", rest)) => ("", rest),
-            Some(("cause", rest)) => (": ", rest),
-            Some(("hint", rest)) => (" (hint: ", rest),
-            _ => (" ", line),
-        };
-        if !text.is_empty() {
-            text.push_str(link);
-        }
-        text.push_str(part);
-        if link.ends_with("(hint: ") && !text.ends_with(part) {
-            text.push_str(part);
-        }
-        if link == " (hint: " {
-            text.push(')');
-        }
+    }
+    let (hints, causes): (Vec<_>, Vec<_>) = parts.into_iter().partition(|part| part.starts_with("hint: "));
+    let mut text = causes.join(": ");
+    for hint in hints {
+        text.push_str(&format!(" ({hint})"));
+    }
+    if text.is_empty() {
+        text.push_str("it gave no reason");
     }
     let text: String = text.chars().take(2000).collect();
     if unsatisfiable { ResolveError::Unsatisfiable(text) } else { ResolveError::Failed(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn an_explanation_is_one_line() {
+        let unsatisfiable = explain(
+            "error: No solution found when resolving dependencies\n  cause: Because x==1 has no usable wheels and you\n\
+             \x20        require x==1, we can conclude that your requirements are unsatisfiable.\n\nhint: Wheels are required\n",
+        );
+        let failed =
+            explain("error: Request failed after 3 retries\n  cause: Failed to fetch\n  cause: refused\n");
+        insta::assert_snapshot!(format!("{unsatisfiable}\n{failed}\n{}", explain("")), @"
+        no set of packages fulfils the requirements: Because x==1 has no usable wheels and you require x==1, we can conclude that your requirements are unsatisfiable. (hint: Wheels are required)
+        the package resolver failed: Request failed after 3 retries: Failed to fetch: refused
+        the package resolver failed: it gave no reason
+        ");
+    }
+
+    #[test]
+    fn a_resolver_that_hangs_is_ended() {
+        // Waits for an input that never comes.
+        let mut hanging = Command::new("cat");
+        let child =
+            hanging.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        let ended = wait(child, Duration::from_millis(50)).unwrap();
+        assert!(ended.timed_out && !ended.success);
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
 }

@@ -112,8 +112,11 @@ pub(super) fn program(dir: &Path, sources: &Sources, python: &Path) -> Result<Pa
 
 /// A directory of the operator's that has a pinned wheel.
 fn local_wheel(sources: &Sources) -> Option<PathBuf> {
-    let dirs = sources.usable_links().map(|link| Path::new(link.strip_prefix("file://").unwrap_or(link)));
-    let mut paths = dirs.flat_map(|dir| WHEELS.iter().map(move |(name, _)| dir.join(name)));
+    let dirs = sources.usable_links();
+    let mut paths = dirs.flat_map(|link| {
+        let dir = PathBuf::from(link.strip_prefix("file://").unwrap_or(&link));
+        WHEELS.iter().map(move |(name, _)| dir.join(name))
+    });
     paths.find(|path| path.is_file())
 }
 
@@ -136,7 +139,7 @@ fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result
         pip.args(["--index-url", index]);
     }
     for link in sources.usable_links() {
-        pip.args(["--find-links", link]);
+        pip.args(["--find-links", &link]);
     }
     let output = pip.output().map_err(|source| BootstrapError::Start { python: python.into(), source })?;
     if !output.status.success() {

@@ -146,3 +146,69 @@ fn hash_file(path: &Path) -> io::Result<Sha256> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb";
+
+    fn python() -> Interpreter {
+        Interpreter::probe(Path::new("/usr/bin/python3")).unwrap()
+    }
+
+    fn lock(wheels: &str) -> Result<Lock, ResolveError> {
+        let text = format!(
+            "lock-version = '1.0'\n[[packages]]\nname = 'A_b'\nversion = '1.0+x'\nwheels = [{wheels}]\n"
+        );
+        read(&text, &Requirements::default(), &python(), Path::new("/work"))
+    }
+
+    fn wheel(place: &str, hash: &str) -> String {
+        format!("{{ {place}, size = 7, hashes = {{ {hash} }} }},")
+    }
+
+    #[test]
+    fn the_best_wheel_is_locked_with_its_hash() {
+        let tag = python().tag;
+        let sha256 = format!("sha256 = '{HASH}'");
+        let any = wheel("url = 'https://index.example/a_b-1.0%2Bx-py3-none-any.whl#frag'", &sha256);
+        let own_url =
+            format!("url = 'https://index.example/a_b-1.0%2Bx-{tag}-{tag}-manylinux2014_x86_64.whl'");
+        let own = wheel(&own_url, &sha256);
+        let locked = lock(&format!("{any}{own}")).unwrap().packages.remove(0);
+        assert_eq!(locked.name.as_str(), "a-b");
+        assert_eq!(locked.filename, format!("a_b-1.0+x-{tag}-{tag}-manylinux2014_x86_64.whl"));
+        assert_eq!((locked.sha256.to_string().as_str(), locked.size), (HASH, Some(7)));
+    }
+
+    #[test]
+    fn a_file_on_this_host_comes_before_the_same_one_elsewhere() {
+        let sha256 = format!("sha256 = '{HASH}'");
+        let url = wheel("url = 'https://index.example/a_b-1-py3-none-any.whl'", &sha256);
+        let file = wheel("url = 'file:///srv/my%20wheels/a_b-1-py3-none-any.whl'", &sha256);
+        let path = wheel("path = 'near/a_b-1-py3-none-any.whl'", &sha256);
+        let place = |wheels: String| lock(&wheels).unwrap().packages.remove(0).location;
+        let there = Location::Path("/srv/my wheels/a_b-1-py3-none-any.whl".into());
+        assert_eq!(place(format!("{url}{file}")), there);
+        assert_eq!(place(path), Location::Path("/work/near/a_b-1-py3-none-any.whl".into()));
+    }
+
+    #[test]
+    fn what_cannot_be_verified_or_used_is_refused() {
+        let url = "url = 'https://index.example/a_b-1-py3-none-any.whl'";
+        let refusals = [
+            lock(&wheel(url, "")),
+            lock(&wheel(url, "sha256 = 'ca97'")),
+            lock(&wheel("url = 'https://index.example/a_b-1-cp27-cp27m-win32.whl'", "")),
+            lock(""),
+        ];
+        let text: Vec<_> = refusals.into_iter().map(|lock| lock.unwrap_err().to_string()).collect();
+        insta::assert_snapshot!(text.join("\n"), @"
+        the package index gives no sha256 for a-b 1.0+x: use an index that does, or a directory of wheels
+        the package resolver's output cannot be read
+        a-b 1.0+x has no wheel for this interpreter, and building from source would run its code: pin a version that has one
+        a-b 1.0+x has no wheel for this interpreter, and building from source would run its code: pin a version that has one
+        ");
+    }
+}
