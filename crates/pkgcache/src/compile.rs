@@ -104,14 +104,15 @@ struct Run {
 }
 
 fn run(py: &Interpreter, site: &Path, files: &[&str]) -> Result<Run, CompileError> {
-    let mut child = clean::command(&py.path)
+    let mut command = clean::command(&py.path);
+    command
         .args(["-I", "-S", "-W", "ignore", "-c", DRIVER, MOUNT_POINT])
         .current_dir(site)
         .stdin(Stdio::from(list(site, files).map_err(CompileError::List)?))
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| CompileError::Start { path: py.path.clone(), source })?;
+        .stderr(Stdio::piped());
+    let mut child =
+        clean::spawn(&mut command).map_err(|source| CompileError::Start { path: py.path.clone(), source })?;
     // Errors are read aside, so that neither pipe can fill up while the other is waited for.
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let errors = thread::spawn(move || stderr.map(last_line).unwrap_or_default());

@@ -92,7 +92,8 @@ impl Resolver for Uv {
         let text = reqs.to_string();
         fs::write(work.path().join("requirements.txt"), text).map_err(failed("write the requirements"))?;
 
-        let child = self.command(&program, work.path(), py).spawn().map_err(failed("start uv"))?;
+        let child = clean::spawn(&mut self.command(&program, work.path(), py));
+        let child = child.map_err(failed("start uv"))?;
         let ended = wait(child, self.deadline).map_err(failed("wait for uv"))?;
         if ended.timed_out {
             return Err(ResolveError::Deadline { seconds: self.deadline.as_secs() });

@@ -62,7 +62,7 @@ pub enum BootstrapError {
         python: PathBuf,
     },
     /// pip failed.
-    #[error("pip failed to fetch uv {VERSION}: {0}")]
+    #[error("pip failed to fetch uv {VERSION}: {0}: is the package index reachable, and does it have that release?")]
     Pip(String),
     /// What was fetched is not the pinned wheel.
     #[error("{path} is not the pinned uv {VERSION}: it has sha256 {found}", path = path.display())]

@@ -39,7 +39,8 @@ fn requirements_become_an_importable_view_without_privilege() {
 #[test]
 #[ignore = "started by the test above, in another process"]
 fn inner() {
-    let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+    let own = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os(DIR).map_or_else(|| own.path().into(), PathBuf::from);
     let python = python();
     let uv = Uv::new(dir.join("uv"), Sources::from_env(), &python.path);
     let resolve = |text: &str| uv.resolve(&Requirements::parse(text).unwrap(), &python);
