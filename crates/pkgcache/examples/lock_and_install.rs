@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let python = Interpreter::probe(&python)?;
     println!("{} is {} on {}", python.path.display(), python.tag, python.platform);
     let requirements = Requirements::parse(&requirement)?;
-    let uv = Uv::new(dir.join("uv"), Sources::from_env(), &python.path);
+    let sources = Sources::from_env();
+    let uv = Uv::new(dir.join("uv"), sources.clone(), &python.path);
 
     let begun = Instant::now();
     uv.prepare()?;
@@ -37,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("  {} {} {}", wheel.name, wheel.version, wheel.sha256);
     }
 
-    let store = Store::open(dir.join("packages"), Limits::default())?;
+    let store = Store::open(dir.join("packages"), Limits::default())?.with_sources(&sources);
     let begun = Instant::now();
     let mut received = 0;
     let view = store.install(&lock, &python, &mut |step| match step {

@@ -31,6 +31,7 @@ mod resolver;
 mod sources;
 mod store;
 mod unpack;
+mod url;
 mod uv;
 mod view;
 

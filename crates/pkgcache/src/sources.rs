@@ -3,12 +3,16 @@
 //! A function's author never chooses a source: a requirements file that names one is refused. Without an index here, the resolver's
 //! own default is used, so this crate names no server.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
+use crate::url::redacted;
+
 /// The operator's choice of package sources.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sources {
-    /// The simple-API URL of the one index, or the resolver's default.
+    /// The simple-API URL of the one index, or the resolver's default. It may hold credentials: `Debug` leaves them out.
     pub index_url: Option<String>,
     /// Directories or pages with wheels, looked at besides the index.
     pub find_links: Vec<String>,
@@ -46,6 +50,14 @@ impl Sources {
             Ok(path) if path.exists() => Some(path.to_string_lossy().into_owned()),
             _ => None,
         })
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let links: Vec<_> = self.find_links.iter().map(|link| redacted(link)).collect();
+        let index = self.index_url.as_deref().map(redacted);
+        f.debug_struct("Sources").field("index_url", &index).field("find_links", &links).finish()
     }
 }
 

@@ -68,7 +68,8 @@ impl Uv {
             .arg("--python")
             .arg(&py.path);
         if let Some(index) = &self.sources.index_url {
-            command.args(["--default-index", index]);
+            // By environment, since it may hold a password and everybody can read a command line.
+            command.env("UV_DEFAULT_INDEX", index);
         }
         for link in self.sources.usable_links() {
             command.args(["--find-links", &link]);

@@ -62,7 +62,9 @@ pub enum BootstrapError {
         python: PathBuf,
     },
     /// pip failed.
-    #[error("pip failed to fetch uv {VERSION}: {0}: is the package index reachable, and does it have that release?")]
+    #[error(
+        "pip failed to fetch uv {VERSION}: {0}: is the package index reachable, and does it have that release?"
+    )]
     Pip(String),
     /// What was fetched is not the pinned wheel.
     #[error("{path} is not the pinned uv {VERSION}: it has sha256 {found}", path = path.display())]
@@ -136,7 +138,7 @@ fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result
         .arg(&requirements)
         .current_dir(work);
     if let Some(index) = &sources.index_url {
-        pip.args(["--index-url", index]);
+        pip.env("PIP_INDEX_URL", index);
     }
     for link in sources.usable_links() {
         pip.args(["--find-links", &link]);

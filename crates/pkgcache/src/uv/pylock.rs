@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::tags;
 use crate::hash::Hasher;
+use crate::url::decode;
 use crate::{DistName, Interpreter, Location, Lock, LockedWheel, Requirements, ResolveError, Sha256};
 
 #[derive(Deserialize)]
@@ -113,26 +114,6 @@ fn locate(wheel: &Wheel, dir: &Path) -> Option<(String, Location)> {
         (None, Location::Url(url)) => last(&decode(url.split(['?', '#']).next().unwrap_or(url))),
     };
     Some((filename?, location))
-}
-
-/// `%2B` is a plus: local versions have one.
-fn decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let escape = (first == b'%').then(|| after.get(..2)).flatten();
-        match escape.and_then(|digits| hex::decode(digits).ok()) {
-            Some(byte) => {
-                bytes.extend(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn hash_file(path: &Path) -> io::Result<Sha256> {
