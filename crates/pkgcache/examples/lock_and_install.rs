@@ -4,8 +4,9 @@
 //! cargo run -p sock-pkgcache --example lock_and_install -- pandas
 //! ```
 //!
-//! The first argument is a requirement (`Jinja2` without one), the second an interpreter, the third a directory to keep; without it everything
-//! is made in a temporary directory. Package sources come from the variables that pip and uv read.
+//! The first argument is a requirement (`Jinja2` without one), the second an interpreter, the third a
+//! directory to keep; without it everything is made in a temporary directory. Package sources come from the
+//! variables that pip and uv read.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

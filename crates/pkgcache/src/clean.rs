@@ -1,7 +1,8 @@
 //! The environment of every process that this crate starts: built from nothing, never inherited.
 //!
-//! A daemon's environment holds secrets and switches (`PYTHONPATH`, `PIP_*`, `UV_*`) that would change what is resolved, so a
-//! command begins empty and gets what it needs by name: the way to the network, and a home of its own.
+//! A daemon's environment holds secrets and switches (`PYTHONPATH`, `PIP_*`, `UV_*`) that would change what
+//! is resolved, so a command begins empty and gets what it needs by name: the way to the network, and a home
+//! of its own.
 
 use std::io;
 use std::path::Path;
@@ -43,8 +44,9 @@ pub(crate) fn command_with_network(program: &Path, home: &Path) -> Command {
 
 /// Starts a command whose program may have been written a moment ago.
 ///
-/// A program is "busy" while any process has it open for writing, and another thread that forked in the moment between our opening and
-/// closing it has, until its child executes. There is no event to wait for, and it is over within microseconds.
+/// A program is "busy" while any process has it open for writing, and another thread that forked in the
+/// moment between our opening and closing it has, until its child executes. There is no event to wait for,
+/// and it is over within microseconds.
 pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
     for _ in 0..1000 {
         match command.spawn() {

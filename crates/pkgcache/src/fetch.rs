@@ -1,8 +1,9 @@
 //! One wheel, from where the lock says it is to a file, with the hash that the lock says it has.
 //!
-//! TLS trusts what the system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured) and proxies come from the environment. The
-//! hash is computed while the bytes arrive and compared before anybody reads the file, so the transport need not be trusted
-//! for integrity. A wheel that turns out larger than locked, or than allowed, is cut off there.
+//! TLS trusts what the system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured) and proxies come from
+//! the environment. The hash is computed while the bytes arrive and compared before anybody reads the file,
+//! so the transport need not be trusted for integrity. A wheel that turns out larger than locked, or than
+//! allowed, is cut off there.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

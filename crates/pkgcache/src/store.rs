@@ -10,9 +10,9 @@
 //!   locks/<key>                        held while a wheel is made or removed; never deleted, or two could hold "it"
 //! ```
 //!
-//! The key is content, interpreter and layout, so nothing in the store is ever changed: another hash is another directory. Two
-//! installs of one wheel, in one process or two, meet at its lock; the second finds it done. Nothing here
-//! needs privilege, and nothing is written outside `root`.
+//! The key is content, interpreter and layout, so nothing in the store is ever changed: another hash is
+//! another directory. Two installs of one wheel, in one process or two, meet at its lock; the second finds it
+//! done. Nothing here needs privilege, and nothing is written outside `root`.
 
 mod evict;
 mod facts;

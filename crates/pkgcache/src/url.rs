@@ -1,7 +1,8 @@
 //! The little that has to be known of a URL: its origin, the credentials in it, and percent escapes.
 //!
-//! The resolver strips credentials from the URLs that it locks, which is right: a lock is shown to people. A private index wants them again
-//! for the download, so they are taken from the operator's sources and sent to the origin they were written for and to no other.
+//! The resolver strips credentials from the URLs that it locks, which is right: a lock is shown to people. A
+//! private index wants them again for the download, so they are taken from the operator's sources and sent to
+//! the origin they were written for and to no other.
 
 use std::fmt;
 
@@ -10,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::Sources;
 
-/// Who may be told what: origins, such as `https://index.example:8443`, with the value of an `Authorization` header.
+/// Who may be told what: origins, such as `https://index.example:8443`, with the value of an `Authorization`
+/// header.
 #[derive(Clone, Default)]
 pub(crate) struct Credentials(Vec<(String, String)>);
 

@@ -1,8 +1,9 @@
 //! The resolver: `uv`, one pinned build of it, run as a program.
 //!
-//! Its library crates change without notice and its command line does not, so it is a subprocess; its output is the standard lock format
-//! (`pylock.toml`, PEP 751), so nothing here parses what is uv's own. It runs in an environment made from nothing, with every file beneath
-//! one directory, is never asked to build anything, and is ended if it does not finish.
+//! Its library crates change without notice and its command line does not, so it is a subprocess; its output
+//! is the standard lock format (`pylock.toml`, PEP 751), so nothing here parses what is uv's own. It runs in
+//! an environment made from nothing, with every file beneath one directory, is never asked to build anything,
+//! and is ended if it does not finish.
 //!
 //! ```text
 //! <dir>/<version>/uv   the program, verified once (see `bootstrap`)
@@ -42,8 +43,8 @@ pub struct Uv {
 }
 
 impl Uv {
-    /// A resolver that keeps everything beneath `dir` and looks for packages in `sources`. Nothing happens yet: the program is fetched at the
-    /// first resolve, by the `pip` of `python`.
+    /// A resolver that keeps everything beneath `dir` and looks for packages in `sources`. Nothing happens
+    /// yet: the program is fetched at the first resolve, by the `pip` of `python`.
     pub fn new(dir: impl Into<PathBuf>, sources: Sources, python: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
         let dir = std::path::absolute(&dir).unwrap_or(dir);

@@ -1,8 +1,8 @@
 //! From a lock to a view: whatever is missing is fetched, verified, compiled, sealed and renamed into place.
 //!
-//! A few threads take wheels from a queue; one slow server or one huge package does not hold up the rest. The caller's progress function
-//! runs on the calling thread only. After the first failure nothing new is begun; what is under way is finished and
-//! kept, so that the next try has less to do.
+//! A few threads take wheels from a queue; one slow server or one huge package does not hold up the rest. The
+//! caller's progress function runs on the calling thread only. After the first failure nothing new is begun;
+//! what is under way is finished and kept, so that the next try has less to do.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};

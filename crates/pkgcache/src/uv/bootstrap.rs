@@ -1,8 +1,9 @@
 //! Getting the pinned `uv`: its wheel, through pip, with a hash that is written here.
 //!
-//! The host's own uv, if there is one, is of unknown age and origin and is never used. pip finds the wheel where the operator's sources
-//! say, or where pip itself looks, and checks the hash; the hash is then checked again here, where it does not depend on pip. A
-//! wheel of the right name in a find-links directory is taken without pip, so that a host without a network works too.
+//! The host's own uv, if there is one, is of unknown age and origin and is never used. pip finds the wheel
+//! where the operator's sources say, or where pip itself looks, and checks the hash; the hash is then checked
+//! again here, where it does not depend on pip. A wheel of the right name in a find-links directory is taken
+//! without pip, so that a host without a network works too.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +15,8 @@ use crate::{Sha256, Sources, clean};
 
 const VERSION: &str = "0.13.9";
 
-/// A release's wheels for this architecture. More than one can fit a host, and which one pip takes depends on its C library.
+/// A release's wheels for this architecture. More than one can fit a host, and which one pip takes depends on
+/// its C library.
 #[cfg(target_arch = "x86_64")]
 const WHEELS: &[(&str, &str)] = &[(
     "uv-0.13.9-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",

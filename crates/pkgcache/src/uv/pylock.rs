@@ -142,7 +142,7 @@ mod tests {
         let text = format!(
             "lock-version = '1.0'\n[[packages]]\nname = 'A_b'\nversion = '1.0+x'\nwheels = [{wheels}]\n"
         );
-        read(&text, &Requirements::default(), &python(), Path::new("/work"))
+        read(&text, &Requirements::default(), &python(), Path::new("/srv/lock"))
     }
 
     fn wheel(place: &str, hash: &str) -> String {
@@ -172,7 +172,7 @@ mod tests {
         let place = |wheels: String| lock(&wheels).unwrap().packages.remove(0).location;
         let there = Location::Path("/srv/my wheels/a_b-1-py3-none-any.whl".into());
         assert_eq!(place(format!("{url}{file}")), there);
-        assert_eq!(place(path), Location::Path("/work/near/a_b-1-py3-none-any.whl".into()));
+        assert_eq!(place(path), Location::Path("/srv/lock/near/a_b-1-py3-none-any.whl".into()));
     }
 
     #[test]

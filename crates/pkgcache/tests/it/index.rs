@@ -13,7 +13,8 @@ use crate::{chain, python};
 const NOBODY: u32 = 65534;
 const DIR: &str = "SOCK_PKGCACHE_TEST_DIR";
 
-/// Runs the test below in a process of its own: as root it becomes nobody first, since root hides every missing permission.
+/// Runs the test below in a process of its own: as root it becomes nobody first, since root hides every
+/// missing permission.
 #[test]
 fn requirements_become_an_importable_view_without_privilege() {
     let dir = tempfile::tempdir().unwrap();
