@@ -4,8 +4,9 @@
 //! cargo run -p sock-pkgcache --example lock_and_install -- pandas
 //! ```
 //!
-//! The first argument is a requirement (`Jinja2` without one), the second an interpreter, the third a directory to keep; without it everything
-//! is made in a temporary directory. Package sources come from the variables that pip and uv read.
+//! The first argument is a requirement (`Jinja2` without one), the second an interpreter, the third a
+//! directory to keep; without it everything is made in a temporary directory. Package sources come from the
+//! variables that pip and uv read.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let python = Interpreter::probe(&python)?;
     println!("{} is {} on {}", python.path.display(), python.tag, python.platform);
     let requirements = Requirements::parse(&requirement)?;
-    let uv = Uv::new(dir.join("uv"), Sources::from_env(), &python.path);
+    let sources = Sources::from_env();
+    let uv = Uv::new(dir.join("uv"), sources.clone(), &python.path);
 
     let begun = Instant::now();
     uv.prepare()?;
@@ -37,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("  {} {} {}", wheel.name, wheel.version, wheel.sha256);
     }
 
-    let store = Store::open(dir.join("packages"), Limits::default())?;
+    let store = Store::open(dir.join("packages"), Limits::default())?.with_sources(&sources);
     let begun = Instant::now();
     let mut received = 0;
     let view = store.install(&lock, &python, &mut |step| match step {

@@ -1,10 +1,12 @@
 //! The environment of every process that this crate starts: built from nothing, never inherited.
 //!
-//! A daemon's environment holds secrets and switches (`PYTHONPATH`, `PIP_*`, `UV_*`) that would change what is resolved, so a
-//! command begins empty and gets what it needs by name: the way to the network, and a home of its own.
+//! A daemon's environment holds secrets and switches (`PYTHONPATH`, `PIP_*`, `UV_*`) that would change what
+//! is resolved, so a command begins empty and gets what it needs by name: the way to the network, and a home
+//! of its own.
 
+use std::io;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 /// What a resolver needs to know of this host to reach an index: trust roots and proxies.
 const NETWORK: [&str; 10] = [
@@ -38,4 +40,19 @@ pub(crate) fn command_with_network(program: &Path, home: &Path) -> Command {
         }
     }
     command
+}
+
+/// Starts a command whose program may have been written a moment ago.
+///
+/// A program is "busy" while any process has it open for writing, and another thread that forked in the
+/// moment between our opening and closing it has, until its child executes. There is no event to wait for,
+/// and it is over within microseconds.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    for _ in 0..1000 {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            started => return started,
+        }
+    }
+    command.spawn()
 }

@@ -1,7 +1,8 @@
-"""Compiles files to bytecode that is never checked against its source again. Imports nothing of what it compiles.
+"""Compiles files to bytecode that is never checked against its source again. Imports nothing of it.
 
-Reads the list of files, separated by NUL, from standard input, relative to the working directory. Writes one byte a file when it is
-done with it, so that a crash of the compiler itself (deep nesting can overflow its stack) tells which file it was.
+Reads the list of files from standard input, separated by NUL, relative to the working directory. Writes one byte
+a file when it is done with it, so that a crash of the compiler itself (deep nesting can overflow its stack) tells
+which file it was.
 """
 import py_compile
 import resource
@@ -26,7 +27,8 @@ for name in filter(None, sys.stdin.buffer.read().split(b"\0")):
     try:
         py_compile.compile(
             name,
-            # The path under which it will be imported: the import system rewrites every code object of a file whose path differs.
+            # The path under which it will be imported: the import system rewrites every code object of a file
+            # whose path differs.
             dfile=mount + "/" + name,
             doraise=True,
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,

@@ -1,11 +1,13 @@
 //! Bytecode, made ahead by the interpreter that will import it.
 //!
-//! Compiled packages import several times faster than uncompiled ones, and the store is read-only when an import would write them. The files
-//! are "unchecked hash" ones: an import takes them without looking at the source, whose hash was verified when it was unpacked.
+//! Compiled packages import several times faster than uncompiled ones, and the store is read-only when an
+//! import would write them. The files are "unchecked hash" ones: an import takes them without looking at the
+//! source, whose hash was verified when it was unpacked.
 //!
-//! The compiler is CPython's own, in a process of its own (`compile.py`), in isolated mode: it parses what a stranger wrote, it never
-//! runs it. Parsing has limits too: processor time for each file and memory for all. A file that will not compile
-//! is left as it is; one that kills the compiler is skipped and the rest goes on.
+//! The compiler is CPython's own, in a process of its own (`compile.py`), in isolated mode: it parses what a
+//! stranger wrote, it never runs it. Parsing has limits too: processor time for each file and memory for all.
+//! A file that will not compile is left as it is; one that kills the compiler is skipped and the rest goes
+//! on.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,7 +19,8 @@ use crate::{Interpreter, clean};
 
 const DRIVER: &str = include_str!("compile.py");
 
-/// Where packages appear inside a container. Bytecode holds its source's path, and is only as fast as it can be if that is right.
+/// Where packages appear inside a container. Bytecode holds its source's path, and is only as fast as it can
+/// be if that is right.
 pub const MOUNT_POINT: &str = "/packages";
 
 /// Below this, starting a second interpreter takes longer than it saves.
@@ -104,14 +107,15 @@ struct Run {
 }
 
 fn run(py: &Interpreter, site: &Path, files: &[&str]) -> Result<Run, CompileError> {
-    let mut child = clean::command(&py.path)
+    let mut command = clean::command(&py.path);
+    command
         .args(["-I", "-S", "-W", "ignore", "-c", DRIVER, MOUNT_POINT])
         .current_dir(site)
         .stdin(Stdio::from(list(site, files).map_err(CompileError::List)?))
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| CompileError::Start { path: py.path.clone(), source })?;
+        .stderr(Stdio::piped());
+    let mut child =
+        clean::spawn(&mut command).map_err(|source| CompileError::Start { path: py.path.clone(), source })?;
     // Errors are read aside, so that neither pipe can fill up while the other is waited for.
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let errors = thread::spawn(move || stderr.map(last_line).unwrap_or_default());
@@ -190,7 +194,8 @@ mod tests {
     fn a_file_that_kills_the_compiler_is_skipped() {
         let mut py = Interpreter::probe(Path::new("/usr/bin/python3")).unwrap();
         let (dir, files) = site(&[("a.py", "x = 1\n"), ("b.py", "x = 1\n"), ("c.py", "x = 1\n")]);
-        // Which input crashes a given CPython changes with every release: a wrapper that dies after the first answer stands in.
+        // Which input crashes a given CPython changes with every release: a wrapper that dies after the first
+        // answer stands in.
         let wrapper = dir.path().join("python");
         fs::write(&wrapper, "#!/bin/sh\nprintf +\nkill -SEGV $$\n").unwrap();
         fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

@@ -1,8 +1,9 @@
 //! One wheel, from where the lock says it is to a file, with the hash that the lock says it has.
 //!
-//! TLS trusts what the system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured) and proxies come from the environment. The
-//! hash is computed while the bytes arrive and compared before anybody reads the file, so the transport need not be trusted
-//! for integrity. A wheel that turns out larger than locked, or than allowed, is cut off there.
+//! TLS trusts what the system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured) and proxies come from
+//! the environment. The hash is computed while the bytes arrive and compared before anybody reads the file,
+//! so the transport need not be trusted for integrity. A wheel that turns out larger than locked, or than
+//! allowed, is cut off there.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ureq::Agent;
+use ureq::config::RedirectAuthHeaders;
 use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::hash::Hasher;
+use crate::url::{Credentials, redacted};
 use crate::{Location, LockedWheel, Sha256};
 
 /// A server may be restarted at the wrong moment; it is not asked for ever.
@@ -106,6 +109,7 @@ pub(crate) fn agent() -> Agent {
     Agent::config_builder()
         .tls_config(tls)
         .user_agent("sock-pkgcache")
+        .redirect_auth_headers(RedirectAuthHeaders::Never)
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
         .timeout_recv_body(Some(Duration::from_secs(900)))
@@ -113,46 +117,61 @@ pub(crate) fn agent() -> Agent {
         .into()
 }
 
-/// Fetches `wheel` into a new file at `to`; `received` hears of bytes as they arrive.
-pub(crate) fn fetch(
-    agent: &Agent,
-    wheel: &LockedWheel,
-    to: &Path,
-    limit: u64,
-    received: &mut dyn FnMut(u64),
-) -> Result<(), FetchError> {
-    for _ in 1..ATTEMPTS {
-        match attempt(agent, wheel, to, limit, received) {
-            Err(error) if error.is_transient() => {}
-            done => return done,
-        }
-    }
-    attempt(agent, wheel, to, limit, received)
+/// How wheels are fetched.
+pub(crate) struct Fetcher<'a> {
+    pub(crate) agent: &'a Agent,
+    pub(crate) credentials: &'a Credentials,
+    /// Bytes of a wheel at most.
+    pub(crate) limit: u64,
 }
 
-fn attempt(
-    agent: &Agent,
-    wheel: &LockedWheel,
-    to: &Path,
-    limit: u64,
-    received: &mut dyn FnMut(u64),
-) -> Result<(), FetchError> {
-    let file = File::create(to).map_err(|source| FetchError::Write { path: to.into(), source })?;
-    match &wheel.location {
-        Location::Path(path) => {
-            let source =
-                File::open(path).map_err(|source| FetchError::Open { path: path.clone(), source })?;
-            Transfer { wheel, from: path.display().to_string(), to, limit }.run(source, file, received)
-        }
-        Location::Url(url) => {
-            let request = agent.get(url).call();
-            let response = request
-                .map_err(|source| FetchError::Request { url: url.clone(), source: Box::new(source) })?;
-            let transfer = Transfer { wheel, from: url.clone(), to, limit };
-            if let Some(announced) = response.body().content_length() {
-                transfer.check_size(announced)?;
+impl Fetcher<'_> {
+    /// Fetches `wheel` into a new file at `to`; `received` hears of bytes as they arrive.
+    pub(crate) fn fetch(
+        &self,
+        wheel: &LockedWheel,
+        to: &Path,
+        received: &mut dyn FnMut(u64),
+    ) -> Result<(), FetchError> {
+        for _ in 1..ATTEMPTS {
+            match self.attempt(wheel, to, received) {
+                Err(error) if error.is_transient() => {}
+                done => return done,
             }
-            transfer.run(response.into_body().into_reader(), file, received)
+        }
+        self.attempt(wheel, to, received)
+    }
+
+    fn attempt(
+        &self,
+        wheel: &LockedWheel,
+        to: &Path,
+        received: &mut dyn FnMut(u64),
+    ) -> Result<(), FetchError> {
+        let file = File::create(to).map_err(|source| FetchError::Write { path: to.into(), source })?;
+        let transfer = |from| Transfer { wheel, from, to, limit: self.limit };
+        match &wheel.location {
+            Location::Path(path) => {
+                let source = File::open(path);
+                let source = source.map_err(|source| FetchError::Open { path: path.clone(), source })?;
+                transfer(path.display().to_string()).run(source, file, received)
+            }
+            Location::Url(url) => {
+                let mut request = self.agent.get(url);
+                // Not followed to another host: the client drops it at a redirect.
+                if let Some(value) = self.credentials.for_url(url) {
+                    request = request.header("authorization", value);
+                }
+                let shown = redacted(url);
+                let response = request
+                    .call()
+                    .map_err(|source| FetchError::Request { url: shown.clone(), source: Box::new(source) })?;
+                let transfer = transfer(shown);
+                if let Some(announced) = response.body().content_length() {
+                    transfer.check_size(announced)?;
+                }
+                transfer.run(response.into_body().into_reader(), file, received)
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Hashes as values: a wheel's content, a lock's identity.
 //!
-//! A hash travels as sixty-four lower-case hex digits and is compared as thirty-two bytes, so that two spellings of one hash are
-//! never two keys.
+//! A hash travels as sixty-four lower-case hex digits and is compared as thirty-two bytes, so that two
+//! spellings of one hash are never two keys.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,7 +1,8 @@
-//! The interpreter that packages are locked, compiled and imported for: the one inside the containers, never "some python3".
+//! The interpreter that packages are locked, compiled and imported for: the one inside the containers, never
+//! "some python3".
 //!
-//! Markers and wheel tags differ between 3.11 and 3.12, and so does bytecode. Everything that depends on the interpreter takes
-//! an [`Interpreter`], which is what the executable says about itself, asked once.
+//! Markers and wheel tags differ between 3.11 and 3.12, and so does bytecode. Everything that depends on the
+//! interpreter takes an [`Interpreter`], which is what the executable says about itself, asked once.
 
 use std::path::{Path, PathBuf};
 

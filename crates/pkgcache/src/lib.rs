@@ -9,12 +9,13 @@
 //!                                               sha256    read-only
 //! ```
 //!
-//! Each wheel lies in the store once, whatever the number of functions that use it; a [`View`] is the list of directories that a
-//! launcher puts on top of each other for one [`Lock`].
+//! Each wheel lies in the store once, whatever the number of functions that use it; a [`View`] is the list of
+//! directories that a launcher puts on top of each other for one [`Lock`].
 //!
-//! What this crate never does: run a package's code (no sdist builds, no `.pth`, no entry points, no import), trust a name, a
-//! size or a hash that an archive or an index states about itself, ask for privilege, or write outside the directories that it was
-//! given. It knows nothing about containers, zygotes or HTTP servers, and everything in it is synchronous.
+//! What this crate never does: run a package's code (no sdist builds, no `.pth`, no entry points, no import),
+//! trust a name, a size or a hash that an archive or an index states about itself, ask for privilege, or
+//! write outside the directories that it was given. It knows nothing about containers, zygotes or HTTP
+//! servers, and everything in it is synchronous.
 
 mod clean;
 mod compile;
@@ -31,6 +32,7 @@ mod resolver;
 mod sources;
 mod store;
 mod unpack;
+mod url;
 mod uv;
 mod view;
 

@@ -1,7 +1,8 @@
 //! A lock: exactly which wheels, by content, for which interpreter.
 //!
-//! The lock is what a deploy stores and what everything later is decided on: the store by each wheel's hash, sharing of zygotes
-//! by name, version and hash. It is plain data with a stable JSON form; what is read back is checked like any other input.
+//! The lock is what a deploy stores and what everything later is decided on: the store by each wheel's hash,
+//! sharing of zygotes by name, version and hash. It is plain data with a stable JSON form; what is read back
+//! is checked like any other input.
 
 use std::path::PathBuf;
 
@@ -94,7 +95,8 @@ impl Lock {
         Ok(Self { tag, packages })
     }
 
-    /// The identity: equal for locks whose views hold the same files. Where a wheel was fetched from is not part of it.
+    /// The identity: equal for locks whose views hold the same files. Where a wheel was fetched from is not
+    /// part of it.
     pub fn id(&self) -> LockId {
         let mut hasher = Hasher::default();
         // Every field ends in a newline, which no field contains: no two different locks give the same text.

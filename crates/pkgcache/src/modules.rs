@@ -1,10 +1,11 @@
 //! Which names an import could find in a directory of packages, read off its file names.
 //!
-//! Sharing a zygote is sound only if no import that failed in it would succeed for the function, so this errs on one side: a name that an
-//! import could possibly find is listed. A directory without `__init__.py` is a namespace package, whatever lies in it; a name
-//! need not be an identifier, since `importlib.import_module("a-b")` is an import too. What contains a dot cannot be found, because
-//! the import system splits there: `numpy.libs` and `x-1.0.dist-info` are no modules. `__pycache__` is left out: every directory
-//! with code has one in every view.
+//! Sharing a zygote is sound only if no import that failed in it would succeed for the function, so this errs
+//! on one side: a name that an import could possibly find is listed. A directory without `__init__.py` is a
+//! namespace package, whatever lies in it; a name need not be an identifier, since
+//! `importlib.import_module("a-b")` is an import too. What contains a dot cannot be found, because the import
+//! system splits there: `numpy.libs` and `x-1.0.dist-info` are no modules. `__pycache__` is left out: every
+//! directory with code has one in every view.
 
 use std::collections::BTreeSet;
 

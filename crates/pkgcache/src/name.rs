@@ -1,7 +1,8 @@
 //! Names of distributions, in the one spelling that the packaging rules call normalised.
 //!
-//! `Flask_SQLAlchemy`, `flask.sqlalchemy` and `flask-sqlalchemy` are one distribution. Comparing raw spellings is how a cache
-//! ends up with two copies of it, so a name is normalised once, where it enters, and never again.
+//! `Flask_SQLAlchemy`, `flask.sqlalchemy` and `flask-sqlalchemy` are one distribution. Comparing raw
+//! spellings is how a cache ends up with two copies of it, so a name is normalised once, where it enters, and
+//! never again.
 
 use std::fmt;
 

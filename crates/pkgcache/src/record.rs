@@ -1,8 +1,9 @@
 //! A wheel's RECORD: the list of its files with their hashes, and the check that it tells the truth.
 //!
-//! Installers write this file down and seldom read it: a wrong hash, a file that is missing, or one that was slipped in beside the
-//! list goes unnoticed. Here a wheel is refused unless the list and the archive agree in both directions.
-//! (Specification: "Recording installed projects" and the wheel format of the packaging guide.)
+//! Installers write this file down and seldom read it: a wrong hash, a file that is missing, or one that was
+//! slipped in beside the list goes unnoticed. Here a wheel is refused unless the list and the archive agree
+//! in both directions. (Specification: "Recording installed projects" and the wheel format of the packaging
+//! guide.)
 
 use std::collections::BTreeMap;
 
@@ -125,7 +126,8 @@ impl Record {
         Ok(Self(files))
     }
 
-    /// Both lists name the same files, except for what cannot be in RECORD: its own hash, and signatures over it.
+    /// Both lists name the same files, except for what cannot be in RECORD: its own hash, and signatures over
+    /// it.
     pub(crate) fn compare<'a>(
         &self,
         archive: impl Iterator<Item = &'a str> + Clone,

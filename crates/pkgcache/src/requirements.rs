@@ -1,9 +1,11 @@
-//! A requirements file as a function's author writes it: names, versions, markers, hashes, and nothing that reaches elsewhere.
+//! A requirements file as a function's author writes it: names, versions, markers, hashes, and nothing that
+//! reaches elsewhere.
 //!
-//! The file comes from outside and is handed to a program that would follow it anywhere: `-r /etc/shadow` is read and quoted in an
-//! error, `-e .` runs a setup script, `--index-url` sends the operator's credentials to a stranger, a path installs what lies on
-//! the host. So the file is parsed here, by the narrow grammar that a function needs, and what reaches the resolver is written anew
-//! from the parsed form. Anything else is refused with its line and the reason.
+//! The file comes from outside and is handed to a program that would follow it anywhere: `-r /etc/shadow` is
+//! read and quoted in an error, `-e .` runs a setup script, `--index-url` sends the operator's credentials to
+//! a stranger, a path installs what lies on the host. So the file is parsed here, by the narrow grammar that
+//! a function needs, and what reaches the resolver is written anew from the parsed form. Anything else is
+//! refused with its line and the reason.
 
 use std::fmt;
 
@@ -132,7 +134,8 @@ fn logical_lines(text: &str) -> Vec<(usize, String)> {
     let mut open: Option<(usize, String)> = None;
     for (index, raw) in text.lines().enumerate() {
         let (number, mut line) = open.take().unwrap_or((index + 1, String::new()));
-        // As pip does it: a comment starts the line or follows white space, and `\` at a line's end continues it.
+        // As pip does it: a comment starts the line or follows white space, and `\` at a line's end continues
+        // it.
         let comment = raw
             .char_indices()
             .find(|&(at, c)| c == '#' && raw[..at].chars().next_back().is_none_or(char::is_whitespace));

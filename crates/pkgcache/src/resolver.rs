@@ -1,13 +1,14 @@
 //! The seam between "what is asked for" and "what is locked".
 //!
-//! The rest of the crate and everything above it only knows this trait: which program searches the versions can change without anything
-//! else noticing, and a test can put a table in its place.
+//! The rest of the crate and everything above it only knows this trait: which program searches the versions
+//! can change without anything else noticing, and a test can put a table in its place.
 
 use crate::{BootstrapError, Interpreter, Lock, LockError, NameError, Requirements};
 
 /// Turns requirements into exact wheels for an interpreter.
 pub trait Resolver: Send + Sync {
-    /// Finds versions that fit together and have wheels for `py`; blocks until it has, or knows that there are none.
+    /// Finds versions that fit together and have wheels for `py`; blocks until it has, or knows that there
+    /// are none.
     fn resolve(&self, reqs: &Requirements, py: &Interpreter) -> Result<Lock, ResolveError>;
 }
 

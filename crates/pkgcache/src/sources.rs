@@ -1,14 +1,19 @@
 //! Where packages come from: an index and directories of wheels, named by the operator.
 //!
-//! A function's author never chooses a source: a requirements file that names one is refused. Without an index here, the resolver's
-//! own default is used, so this crate names no server.
+//! A function's author never chooses a source: a requirements file that names one is refused. Without an
+//! index here, the resolver's own default is used, so this crate names no server.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::url::redacted;
+
 /// The operator's choice of package sources.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sources {
-    /// The simple-API URL of the one index, or the resolver's default.
+    /// The simple-API URL of the one index, or the resolver's default. It may hold credentials: `Debug`
+    /// leaves them out.
     pub index_url: Option<String>,
     /// Directories or pages with wheels, looked at besides the index.
     pub find_links: Vec<String>,
@@ -17,8 +22,8 @@ pub struct Sources {
 impl Sources {
     /// Reads the variables that pip and uv users have already set.
     ///
-    /// The index is the first of `UV_DEFAULT_INDEX`, `UV_INDEX_URL` and `PIP_INDEX_URL`; find-links is the first of
-    /// `UV_FIND_LINKS` and `PIP_FIND_LINKS`, split at white space and commas.
+    /// The index is the first of `UV_DEFAULT_INDEX`, `UV_INDEX_URL` and `PIP_INDEX_URL`; find-links is the
+    /// first of `UV_FIND_LINKS` and `PIP_FIND_LINKS`, split at white space and commas.
     pub fn from_env() -> Self {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
@@ -38,14 +43,23 @@ impl Sources {
         Self { index_url: self.index_url.or(fallback.index_url), find_links }
     }
 
-    /// The find-links that can be read now, made absolute: the resolver runs in a directory of its own. A directory that does not
-    /// exist would make it refuse every request, although nothing asks for what it might hold.
+    /// The find-links that can be read now, made absolute: the resolver runs in a directory of its own. A
+    /// directory that does not exist would make it refuse every request, although nothing asks for what it
+    /// might hold.
     pub(crate) fn usable_links(&self) -> impl Iterator<Item = String> {
         self.find_links.iter().filter_map(|link| match std::path::absolute(link) {
             _ if link.contains("://") => Some(link.clone()),
             Ok(path) if path.exists() => Some(path.to_string_lossy().into_owned()),
             _ => None,
         })
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let links: Vec<_> = self.find_links.iter().map(|link| redacted(link)).collect();
+        let index = self.index_url.as_deref().map(redacted);
+        f.debug_struct("Sources").field("index_url", &index).field("find_links", &links).finish()
     }
 }
 

@@ -10,9 +10,9 @@
 //!   locks/<key>                        held while a wheel is made or removed; never deleted, or two could hold "it"
 //! ```
 //!
-//! The key is content, interpreter and layout, so nothing in the store is ever changed: another hash is another directory. Two
-//! installs of one wheel, in one process or two, meet at its lock; the second finds it done. Nothing here
-//! needs privilege, and nothing is written outside `root`.
+//! The key is content, interpreter and layout, so nothing in the store is ever changed: another hash is
+//! another directory. Two installs of one wheel, in one process or two, meet at its lock; the second finds it
+//! done. Nothing here needs privilege, and nothing is written outside `root`.
 
 mod evict;
 mod facts;
@@ -28,7 +28,8 @@ use std::sync::OnceLock;
 pub use evict::Collected;
 pub use install::{InstallError, WheelError};
 
-use crate::{Lock, LockedWheel, View, ViewEntry};
+use crate::url::Credentials;
+use crate::{Lock, LockedWheel, Sources, View, ViewEntry};
 use facts::Facts;
 
 /// Part of every key and every lock's identity: raise it when what is written for a wheel changes.
@@ -74,6 +75,7 @@ impl Default for Limits {
 pub struct Store {
     root: PathBuf,
     limits: Limits,
+    credentials: Credentials,
     /// Made when the first wheel is fetched: reading the system's trust roots takes a while.
     agent: OnceLock<ureq::Agent>,
 }
@@ -111,7 +113,8 @@ impl Key {
 impl Store {
     /// Opens the store at `root`, makes it if it is not there, and removes what a crash left unfinished.
     pub fn open(root: impl Into<PathBuf>, limits: Limits) -> Result<Self, StoreError> {
-        let store = Self { root: root.into(), limits, agent: OnceLock::new() };
+        let credentials = Credentials::default();
+        let store = Self { root: root.into(), limits, credentials, agent: OnceLock::new() };
         if !store.root.is_dir() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&store.root);
             made.map_err(StoreError::at("create", &store.root))?;
@@ -125,6 +128,12 @@ impl Store {
         }
         store.sweep()?;
         Ok(store)
+    }
+
+    /// The same store, which shows the credentials in the URLs of `sources` to the servers that they are for.
+    pub fn with_sources(mut self, sources: &Sources) -> Self {
+        self.credentials = Credentials::of(sources);
+        self
     }
 
     /// The directory that views are relative to.

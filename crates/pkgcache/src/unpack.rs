@@ -1,8 +1,10 @@
-//! From a wheel file to a directory: every entry checked before a byte is written, every byte checked while it is.
+//! From a wheel file to a directory: every entry checked before a byte is written, every byte checked while
+//! it is.
 //!
-//! A wheel is an archive from outside. The order here is: the archive's own headers agree with each other; every name is
-//! harmless; the archive and RECORD list the same files; then, entry by entry, the content within the limits and with the hash that
-//! RECORD lists. The first thing wrong ends it, with the entry's name; what was written lies in a temporary directory and goes.
+//! A wheel is an archive from outside. The order here is: the archive's own headers agree with each other;
+//! every name is harmless; the archive and RECORD list the same files; then, entry by entry, the content
+//! within the limits and with the hash that RECORD lists. The first thing wrong ends it, with the entry's
+//! name; what was written lies in a temporary directory and goes.
 //!
 //! ```text
 //! <into>/site/…            what goes on the import path: the archive's top level, `*.data/purelib`, `*.data/platlib`
@@ -25,7 +27,8 @@ use crate::{DistName, Limits, RecordError};
 pub use entry::EntryProblem;
 use entry::{Entry, dist_info, duplicate, plan, survey};
 
-/// Deflate cannot exceed 1032:1, and real wheels stay below 30:1. Small archives may: a file of zeroes is no attack.
+/// Deflate cannot exceed 1032:1, and real wheels stay below 30:1. Small archives may: a file of zeroes is no
+/// attack.
 const RATIO_FLOOR: u64 = 16 << 20;
 const MAX_RECORD: u64 = 64 << 20;
 
@@ -97,7 +100,8 @@ pub(crate) fn unpack(
     if archive.len() > limits.entries {
         return Err(UnpackError::TooMany { found: archive.len(), limit: limits.entries });
     }
-    // The archive library indexes by name and keeps one of two equal names: which one is not for it to choose.
+    // The archive library indexes by name and keeps one of two equal names: which one is not for it to
+    // choose.
     if archive.has_duplicate_names() {
         let directory = archive.central_directory_start();
         let entry = duplicate(archive.into_inner(), directory).unwrap_or_default();
@@ -157,7 +161,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes one entry and feeds its hash. Sizes in headers are claims: only the bytes that come out are counted.
+    /// Writes one entry and feeds its hash. Sizes in headers are claims: only the bytes that come out are
+    /// counted.
     fn write(
         &mut self,
         entry: &Entry,

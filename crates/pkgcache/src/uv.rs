@@ -1,8 +1,9 @@
 //! The resolver: `uv`, one pinned build of it, run as a program.
 //!
-//! Its library crates change without notice and its command line does not, so it is a subprocess; its output is the standard lock format
-//! (`pylock.toml`, PEP 751), so nothing here parses what is uv's own. It runs in an environment made from nothing, with every file beneath
-//! one directory, is never asked to build anything, and is ended if it does not finish.
+//! Its library crates change without notice and its command line does not, so it is a subprocess; its output
+//! is the standard lock format (`pylock.toml`, PEP 751), so nothing here parses what is uv's own. It runs in
+//! an environment made from nothing, with every file beneath one directory, is never asked to build anything,
+//! and is ended if it does not finish.
 //!
 //! ```text
 //! <dir>/<version>/uv   the program, verified once (see `bootstrap`)
@@ -42,8 +43,8 @@ pub struct Uv {
 }
 
 impl Uv {
-    /// A resolver that keeps everything beneath `dir` and looks for packages in `sources`. Nothing happens yet: the program is fetched at the
-    /// first resolve, by the `pip` of `python`.
+    /// A resolver that keeps everything beneath `dir` and looks for packages in `sources`. Nothing happens
+    /// yet: the program is fetched at the first resolve, by the `pip` of `python`.
     pub fn new(dir: impl Into<PathBuf>, sources: Sources, python: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
         let dir = std::path::absolute(&dir).unwrap_or(dir);
@@ -68,7 +69,8 @@ impl Uv {
             .arg("--python")
             .arg(&py.path);
         if let Some(index) = &self.sources.index_url {
-            command.args(["--default-index", index]);
+            // By environment, since it may hold a password and everybody can read a command line.
+            command.env("UV_DEFAULT_INDEX", index);
         }
         for link in self.sources.usable_links() {
             command.args(["--find-links", &link]);
@@ -92,7 +94,8 @@ impl Resolver for Uv {
         let text = reqs.to_string();
         fs::write(work.path().join("requirements.txt"), text).map_err(failed("write the requirements"))?;
 
-        let child = self.command(&program, work.path(), py).spawn().map_err(failed("start uv"))?;
+        let child = clean::spawn(&mut self.command(&program, work.path(), py));
+        let child = child.map_err(failed("start uv"))?;
         let ended = wait(child, self.deadline).map_err(failed("wait for uv"))?;
         if ended.timed_out {
             return Err(ResolveError::Deadline { seconds: self.deadline.as_secs() });

@@ -1,7 +1,8 @@
 //! A view: the store's directories that make up one lock, and what can be imported from them.
 //!
-//! It is plain data, because the one who mounts it is another process: the launcher puts the entries' directories on top of each other
-//! (the first entry on top), read-only, and shares that mount among all functions with the same lock.
+//! It is plain data, because the one who mounts it is another process: the launcher puts the entries'
+//! directories on top of each other (the first entry on top), read-only, and shares that mount among all
+//! functions with the same lock.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -30,7 +31,8 @@ pub struct ViewEntry {
     pub sha256: Sha256,
     /// The directory to overlay, relative to the store's root.
     pub dir: PathBuf,
-    /// Every dotted name that an import could find in it: packages, modules, extension modules and namespace directories.
+    /// Every dotted name that an import could find in it: packages, modules, extension modules and namespace
+    /// directories.
     pub modules: BTreeSet<String>,
 }
 

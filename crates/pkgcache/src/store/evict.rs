@@ -1,7 +1,7 @@
 //! Making room: what no lock needs goes, the longest unused first, until the store fits its budget.
 //!
-//! The caller knows which functions are deployed and passes their locks; nothing that one of them names is removed, even if the
-//! budget is exceeded. It must not run beside a deploy whose lock it does not know.
+//! The caller knows which functions are deployed and passes their locks; nothing that one of them names is
+//! removed, even if the budget is exceeded. It must not run beside a deploy whose lock it does not know.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

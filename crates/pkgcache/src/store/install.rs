@@ -1,8 +1,8 @@
 //! From a lock to a view: whatever is missing is fetched, verified, compiled, sealed and renamed into place.
 //!
-//! A few threads take wheels from a queue; one slow server or one huge package does not hold up the rest. The caller's progress function
-//! runs on the calling thread only. After the first failure nothing new is begun; what is under way is finished and
-//! kept, so that the next try has less to do.
+//! A few threads take wheels from a queue; one slow server or one huge package does not hold up the rest. The
+//! caller's progress function runs on the calling thread only. After the first failure nothing new is begun;
+//! what is under way is finished and kept, so that the next try has less to do.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -13,6 +13,7 @@ use std::thread;
 
 use super::facts::Facts;
 use super::{Key, LAYOUT, Store, StoreError, TMP, WHEELS, tree};
+use crate::fetch::Fetcher;
 use crate::{
     CompileError, FetchError, Interpreter, Lock, LockedWheel, Progress, UnpackError, View, compile, fetch,
     modules, unpack,
@@ -182,8 +183,8 @@ impl Store {
         make_dir(&site)?;
 
         let agent = self.agent.get_or_init(fetch::agent);
-        let mut received = |bytes| tell(Progress::Received { bytes });
-        fetch::fetch(agent, wheel, &file, self.limits.wheel_bytes, &mut received)?;
+        let fetcher = Fetcher { agent, credentials: &self.credentials, limit: self.limits.wheel_bytes };
+        fetcher.fetch(wheel, &file, &mut |bytes| tell(Progress::Received { bytes }))?;
 
         let archive = File::open(&file).map_err(StoreError::at("open", &file))?;
         let files = unpack::unpack(archive, &wheel.name, &out, &self.limits)?;

@@ -14,13 +14,15 @@ pub(super) struct Size {
     pub(super) bytes: u64,
 }
 
-/// Makes everything beneath and including `dir` read-only and readable for all, whatever mode or umask it was made with.
+/// Makes everything beneath and including `dir` read-only and readable for all, whatever mode or umask it was
+/// made with.
 pub(super) fn seal(dir: &Path) -> Result<Size, StoreError> {
     let mut size = Size::default();
     for entry in fs::read_dir(dir).map_err(StoreError::at("read", dir))? {
         let entry = entry.map_err(StoreError::at("read", dir))?;
         let path = entry.path();
-        // Of the entry itself, never of what a link points at; links cannot be here, and would be an error below.
+        // Of the entry itself, never of what a link points at; links cannot be here, and would be an error
+        // below.
         let meta = entry.metadata().map_err(StoreError::at("stat", &path))?;
         if meta.is_dir() {
             let inner = seal(&path)?;
@@ -55,7 +57,8 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// The owner needs the write bit of a directory to remove what is in it; root does not, and would hide that this is missing.
+/// The owner needs the write bit of a directory to remove what is in it; root does not, and would hide that
+/// this is missing.
 fn unseal(dir: &Path) -> Result<(), StoreError> {
     set_mode(dir, 0o700)?;
     for entry in fs::read_dir(dir).map_err(StoreError::at("read", dir))? {
@@ -67,7 +70,8 @@ fn unseal(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Everything written so far to the file system of `dir` is on disk. One call, where a package would need thousands.
+/// Everything written so far to the file system of `dir` is on disk. One call, where a package would need
+/// thousands.
 pub(super) fn sync_filesystem(dir: &Path) -> Result<(), StoreError> {
     let opened = File::open(dir).map_err(StoreError::at("open", dir))?;
     nix::unistd::syncfs(&opened).map_err(|errno| StoreError::at("sync", dir)(errno.into()))

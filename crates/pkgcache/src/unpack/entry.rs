@@ -64,7 +64,8 @@ pub(super) struct Target {
     pub(super) on_path: bool,
 }
 
-/// Which name the central directory has twice, from its raw headers (zip specification, 4.3.12): the library does not say.
+/// Which name the central directory has twice, from its raw headers (zip specification, 4.3.12): the library
+/// does not say.
 pub(super) fn duplicate(mut archive: impl Read + Seek, directory: u64) -> Option<String> {
     archive.seek(io::SeekFrom::Start(directory)).ok()?;
     let mut headers = io::BufReader::new(archive);
@@ -86,7 +87,8 @@ pub(super) fn duplicate(mut archive: impl Read + Seek, directory: u64) -> Option
     }
 }
 
-/// Checks the name and kind of every entry; gives the files (directories are made as needed) and their packed size.
+/// Checks the name and kind of every entry; gives the files (directories are made as needed) and their packed
+/// size.
 #[allow(clippy::type_complexity, reason = "index, name and mode of an entry; lives for ten lines")]
 pub(super) fn survey<R: Read + Seek>(
     archive: &ZipArchive<R>,

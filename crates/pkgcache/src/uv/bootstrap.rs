@@ -1,8 +1,9 @@
 //! Getting the pinned `uv`: its wheel, through pip, with a hash that is written here.
 //!
-//! The host's own uv, if there is one, is of unknown age and origin and is never used. pip finds the wheel where the operator's sources
-//! say, or where pip itself looks, and checks the hash; the hash is then checked again here, where it does not depend on pip. A
-//! wheel of the right name in a find-links directory is taken without pip, so that a host without a network works too.
+//! The host's own uv, if there is one, is of unknown age and origin and is never used. pip finds the wheel
+//! where the operator's sources say, or where pip itself looks, and checks the hash; the hash is then checked
+//! again here, where it does not depend on pip. A wheel of the right name in a find-links directory is taken
+//! without pip, so that a host without a network works too.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +15,8 @@ use crate::{Sha256, Sources, clean};
 
 const VERSION: &str = "0.13.9";
 
-/// A release's wheels for this architecture. More than one can fit a host, and which one pip takes depends on its C library.
+/// A release's wheels for this architecture. More than one can fit a host, and which one pip takes depends on
+/// its C library.
 #[cfg(target_arch = "x86_64")]
 const WHEELS: &[(&str, &str)] = &[(
     "uv-0.13.9-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
@@ -62,7 +64,9 @@ pub enum BootstrapError {
         python: PathBuf,
     },
     /// pip failed.
-    #[error("pip failed to fetch uv {VERSION}: {0}")]
+    #[error(
+        "pip failed to fetch uv {VERSION}: {0}: is the package index reachable, and does it have that release?"
+    )]
     Pip(String),
     /// What was fetched is not the pinned wheel.
     #[error("{path} is not the pinned uv {VERSION}: it has sha256 {found}", path = path.display())]
@@ -136,7 +140,7 @@ fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result
         .arg(&requirements)
         .current_dir(work);
     if let Some(index) = &sources.index_url {
-        pip.args(["--index-url", index]);
+        pip.env("PIP_INDEX_URL", index);
     }
     for link in sources.usable_links() {
         pip.args(["--find-links", &link]);

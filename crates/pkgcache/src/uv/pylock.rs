@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::tags;
 use crate::hash::Hasher;
+use crate::url::decode;
 use crate::{DistName, Interpreter, Location, Lock, LockedWheel, Requirements, ResolveError, Sha256};
 
 #[derive(Deserialize)]
@@ -115,26 +116,6 @@ fn locate(wheel: &Wheel, dir: &Path) -> Option<(String, Location)> {
     Some((filename?, location))
 }
 
-/// `%2B` is a plus: local versions have one.
-fn decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let escape = (first == b'%').then(|| after.get(..2)).flatten();
-        match escape.and_then(|digits| hex::decode(digits).ok()) {
-            Some(byte) => {
-                bytes.extend(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 fn hash_file(path: &Path) -> io::Result<Sha256> {
     let mut file = File::open(path)?;
     let mut hasher = Hasher::default();
@@ -161,7 +142,7 @@ mod tests {
         let text = format!(
             "lock-version = '1.0'\n[[packages]]\nname = 'A_b'\nversion = '1.0+x'\nwheels = [{wheels}]\n"
         );
-        read(&text, &Requirements::default(), &python(), Path::new("/work"))
+        read(&text, &Requirements::default(), &python(), Path::new("/srv/lock"))
     }
 
     fn wheel(place: &str, hash: &str) -> String {
@@ -191,7 +172,7 @@ mod tests {
         let place = |wheels: String| lock(&wheels).unwrap().packages.remove(0).location;
         let there = Location::Path("/srv/my wheels/a_b-1-py3-none-any.whl".into());
         assert_eq!(place(format!("{url}{file}")), there);
-        assert_eq!(place(path), Location::Path("/work/near/a_b-1-py3-none-any.whl".into()));
+        assert_eq!(place(path), Location::Path("/srv/lock/near/a_b-1-py3-none-any.whl".into()));
     }
 
     #[test]

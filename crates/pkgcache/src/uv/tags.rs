@@ -1,9 +1,10 @@
 //! Which of several wheels that fit is the best one.
 //!
-//! uv lists every wheel of the chosen version that fits the interpreter, and pip's rule picks among them: the most specific Python and ABI
-//! first, then the newest platform baseline, then the higher build number.
+//! uv lists every wheel of the chosen version that fits the interpreter, and pip's rule picks among them: the
+//! most specific Python and ABI first, then the newest platform baseline, then the higher build number.
 
-/// Ranks a wheel's file name for an interpreter tag; `None` for one that cannot be installed on Linux with glibc.
+/// Ranks a wheel's file name for an interpreter tag; `None` for one that cannot be installed on Linux with
+/// glibc.
 pub(super) fn rank(filename: &str, tag: &str) -> Option<Rank> {
     let mut parts = filename.strip_suffix(".whl")?.rsplitn(4, '-');
     let (platforms, abis, pythons, rest) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

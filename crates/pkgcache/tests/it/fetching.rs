@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
 
-use sock_pkgcache::{Limits, Location, Lock, Progress, Sha256, Store};
+use sock_pkgcache::{Limits, Location, Lock, Progress, Sha256, Sources, Store};
 
 use crate::wheel::{Wheel, lock};
 use crate::{chain, python};
@@ -65,6 +65,20 @@ fn a_wheel_comes_over_http() {
     let wheel = sound();
     let len = wheel.len() as u64;
     assert_eq!(install(vec![answer("200 OK", wheel.len(), &wheel)], Some(len)).unwrap(), len);
+}
+
+#[test]
+fn a_private_index_is_shown_its_credentials() {
+    let wheel = sound();
+    let (url, server) = serve(vec![answer("200 OK", wheel.len(), &wheel)]);
+    let index =
+        url.replace("http://", "http://user:s3cret@").replace("/files/evil-1.0-py3-none-any.whl", "/simple");
+    let dir = tempfile::tempdir().unwrap();
+    let sources = Sources { index_url: Some(index), find_links: Vec::new() };
+    let store = Store::open(dir.path(), Limits::default()).unwrap().with_sources(&sources);
+    store.install(&locked_at(&url, None), &python(), &mut |_| {}).unwrap();
+    let request = server.join().unwrap().remove(0);
+    assert!(request.contains("\r\nauthorization: Basic dXNlcjpzM2NyZXQ=\r\n"), "{request}");
 }
 
 #[test]

@@ -13,7 +13,8 @@ use crate::{chain, python};
 const NOBODY: u32 = 65534;
 const DIR: &str = "SOCK_PKGCACHE_TEST_DIR";
 
-/// Runs the test below in a process of its own: as root it becomes nobody first, since root hides every missing permission.
+/// Runs the test below in a process of its own: as root it becomes nobody first, since root hides every
+/// missing permission.
 #[test]
 fn requirements_become_an_importable_view_without_privilege() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,7 +40,8 @@ fn requirements_become_an_importable_view_without_privilege() {
 #[test]
 #[ignore = "started by the test above, in another process"]
 fn inner() {
-    let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+    let own = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os(DIR).map_or_else(|| own.path().into(), PathBuf::from);
     let python = python();
     let uv = Uv::new(dir.join("uv"), Sources::from_env(), &python.path);
     let resolve = |text: &str| uv.resolve(&Requirements::parse(text).unwrap(), &python);

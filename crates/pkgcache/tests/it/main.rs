@@ -1,4 +1,5 @@
-//! The crate from outside: wheels made by hand, a store on disk, a server on loopback, and the real index once.
+//! The crate from outside: wheels made by hand, a store on disk, a server on loopback, and the real index
+//! once.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod fetching;

@@ -1,4 +1,5 @@
-//! The store as others meet it: its tree on disk, its modes, two installs at once, what a crash leaves, eviction.
+//! The store as others meet it: its tree on disk, its modes, two installs at once, what a crash leaves,
+//! eviction.
 
 use std::collections::BTreeMap;
 use std::fs;

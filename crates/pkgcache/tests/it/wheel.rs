@@ -92,7 +92,8 @@ pub(crate) fn lock(wheels: impl IntoIterator<Item = LockedWheel>) -> Lock {
     Lock::new(crate::python().tag, wheels.into_iter().collect()).unwrap()
 }
 
-/// Renames an entry in a finished archive to a name of the same length, which a library would refuse to write.
+/// Renames an entry in a finished archive to a name of the same length, which a library would refuse to
+/// write.
 pub(crate) fn rename(mut archive: Vec<u8>, from: &str, to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut at = 0;
