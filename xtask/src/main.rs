@@ -1,2 +1,37 @@
-//! What a developer runs.
-fn main() {}
+//! What a developer runs: `cargo xtask <command>`. One file a command.
+
+mod check;
+mod ci;
+mod demo;
+mod tasks;
+mod test;
+mod tools;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  demo [--keep]      set everything up, deploy and invoke the functions of tests/functions, check every answer
+  test [FILTER…]     all tests that this machine can run
+  check              fmt, clippy, rustdoc, cargo-deny, each crate alone
+  ci                 check and test
+  advisories         known vulnerabilities of dependencies (asks the network)";
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    match command.as_str() {
+        "demo" => demo::run(&rest),
+        "test" => test::run(&rest),
+        "check" => check::run(),
+        "ci" => ci::run(),
+        "advisories" => check::advisories(),
+        "" | "help" | "--help" | "-h" => {
+            println!("{HELP}");
+            Ok(())
+        }
+        other => bail!("there is no command {other}\n\n{HELP}"),
+    }
+}

@@ -29,7 +29,9 @@ use sock_zygote::frames::{self, InvokeHeader, Kind};
 use sock_zygote::runtime::{self, Entry};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::runner::{Function, FunctionName, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind};
+use crate::runner::{
+    Function, FunctionName, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind,
+};
 use function::Prepared;
 use launcher::{Launcher, LauncherError};
 use process::{Output, Peer, PeerError};
@@ -176,7 +178,8 @@ impl Engine {
             .await
             .map_err(|error| error.to_string())?;
         if let (Some(name), Some(view)) = (&prepared.view, &function.view) {
-            let layers = view.entries.iter().map(|entry| format!("packages/{}", entry.dir.display())).collect();
+            let layers =
+                view.entries.iter().map(|entry| format!("packages/{}", entry.dir.display())).collect();
             self.launcher
                 .call(Request::AddView { view: name.clone(), layers })
                 .await
@@ -191,10 +194,7 @@ impl Engine {
         if prepared.function.fresh {
             return Ok(());
         }
-        self.zygotes
-            .ensure(prepared.key(), prepared.zygote_lock())
-            .await
-            .map_err(|error| error.to_string())
+        self.zygotes.ensure(prepared.key(), prepared.zygote_lock()).await.map_err(|error| error.to_string())
     }
 
     fn take_idle(&self, function: &Function) -> Option<Instance> {
@@ -241,7 +241,11 @@ impl Engine {
     }
 
     /// Starts a process for the function and has it import the handler.
-    async fn start_instance(&self, prepared: &Prepared, phases: &mut Phases) -> Result<(Instance, StartKind), StartError> {
+    async fn start_instance(
+        &self,
+        prepared: &Prepared,
+        phases: &mut Phases,
+    ) -> Result<(Instance, StartKind), StartError> {
         let begin = Instant::now();
         let platform = |error: LauncherError| StartError::Platform(error.to_string());
         let function = &prepared.function;
@@ -250,7 +254,8 @@ impl Engine {
             opt: None,
             view: prepared.view.clone(),
         };
-        let zygote = if function.fresh { None } else { self.zygotes.choose(&prepared.candidate, &prepared.imports) };
+        let zygote =
+            if function.fresh { None } else { self.zygotes.choose(&prepared.candidate, &prepared.imports) };
         let limits = prepared.limits;
         let (request, kind) = match &zygote {
             Some(zygote) => {
@@ -309,7 +314,8 @@ impl Engine {
         self.launcher.call(Request::Check { instance: id }).await.map_err(platform)?;
         phases.provision = begin.elapsed();
         let begin = Instant::now();
-        let init = serde_json::to_vec(&prepared.init).map_err(|error| StartError::Platform(error.to_string()))?;
+        let init =
+            serde_json::to_vec(&prepared.init).map_err(|error| StartError::Platform(error.to_string()))?;
         let limit = START.max(function.timeout);
         let import = async {
             instance.peer.send(Kind::Init, &init).await?;
@@ -395,7 +401,11 @@ impl Engine {
         Outcome { result, start, phases, log, log_truncated, max_memory_mb }
     }
 
-    async fn start_for(&self, function: &Arc<Function>, phases: &mut Phases) -> Result<(Instance, StartKind), StartError> {
+    async fn start_for(
+        &self,
+        function: &Arc<Function>,
+        phases: &mut Phases,
+    ) -> Result<(Instance, StartKind), StartError> {
         let prepared = self.prepared(function).await.map_err(StartError::Platform)?;
         if !function.fresh && !self.zygotes.has(&prepared.key()) {
             // First use after a restart, or the zygote died: this invocation makes do with the best there is.
@@ -418,7 +428,11 @@ fn megabytes(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
 }
 
-async fn exchange(peer: &mut Peer, function: &Function, invocation: &Invocation) -> Result<(Kind, Vec<u8>), PeerError> {
+async fn exchange(
+    peer: &mut Peer,
+    function: &Function,
+    invocation: &Invocation,
+) -> Result<(Kind, Vec<u8>), PeerError> {
     let deadline = SystemTime::now() + function.timeout;
     let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = InvokeHeader {

@@ -1,5 +1,7 @@
 //! temp
+use crate::supervisor::ServeOptions;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use crate::supervisor::ServeOptions;
-pub(crate) fn run(options: &ServeOptions, listener: TcpListener, socket: OwnedFd) -> Result<(), String> { Ok(()) }
+pub(crate) fn run(options: &ServeOptions, listener: TcpListener, socket: OwnedFd) -> Result<(), String> {
+    Ok(())
+}

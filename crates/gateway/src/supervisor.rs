@@ -51,7 +51,9 @@ pub struct ServeOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Not root.
-    #[error("sock serve needs root for now (user id is {0}): start it with sudo; only the launcher keeps root")]
+    #[error(
+        "sock serve needs root for now (user id is {0}): start it with sudo; only the launcher keeps root"
+    )]
     NotRoot(u32),
     /// See [`IdClash`].
     #[error(transparent)]
@@ -68,7 +70,9 @@ pub enum ServeError {
         error: io::Error,
     },
     /// Somebody else serves it.
-    #[error("the data directory {path} is in use by process {pid}; stop that server or choose another --data-dir")]
+    #[error(
+        "the data directory {path} is in use by process {pid}; stop that server or choose another --data-dir"
+    )]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -150,7 +154,9 @@ pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
                 let gateway = gateway.wait()?;
                 // The launcher sees the gateway's end close, ends every container, and exits.
                 let launcher = launcher.wait()?;
-                eprintln!("sock: the {who} died (launcher: {launcher:?}, gateway: {gateway:?}); starting both again");
+                eprintln!(
+                    "sock: the {who} died (launcher: {launcher:?}, gateway: {gateway:?}); starting both again"
+                );
                 if gateway == Exit::Code(GATEWAY_REFUSED) {
                     return Err(ServeError::Dying(1));
                 }
@@ -251,7 +257,8 @@ fn prepare(options: &ServeOptions) -> Result<(), ServeError> {
 fn lock(root: &Path) -> Result<Flock<File>, ServeError> {
     let path = root.join("lock");
     let fail = |error| ServeError::Data { path: path.clone(), error };
-    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             lock.set_len(0).map_err(fail)?;
@@ -305,8 +312,13 @@ fn start_launcher(
     Ok(child)
 }
 
-fn start_gateway(options: &ServeOptions, listener: &TcpListener, socket: OwnedFd) -> Result<Child, ServeError> {
-    let listener = listener.try_clone().map_err(|error| ServeError::Listen { address: options.listen, error })?;
+fn start_gateway(
+    options: &ServeOptions,
+    listener: &TcpListener,
+    socket: OwnedFd,
+) -> Result<Child, ServeError> {
+    let listener =
+        listener.try_clone().map_err(|error| ServeError::Listen { address: options.listen, error })?;
     let child = Child::fork(move || {
         let id = options.ids.gateway();
         let ordinary = process::become_ordinary(id).map_err(|error| error.to_string());

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
-use sock_isolation::launcher::wire::{Files, Reply, Request};
+use sock_isolation::launcher::wire::{Files, Reply, Request, StartZygote};
 use sock_isolation::launcher::{self, Client, server};
 use sock_isolation::process::Child;
 use sock_isolation::{Command, Host, HostOptions, IdRange, Limits, Role, Template};
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         limits: Limits { memory: 1 << 30, processes: 1024, ..Limits::default() },
         memory_by_kernel: false,
     };
-    let request = Request::StartZygote { zygote: 1, files: Files::default(), command, slots: 4 };
+    let request = Request::StartZygote(StartZygote { zygote: 1, files: Files::default(), command, slots: 4 });
     let mut zygote = Peer::new(client.call(request)?.1)?;
     let imports = ["json", "decimal"].map(|module| Import { module: module.into(), names: vec![] }).into();
     zygote.send(Kind::Import, &serde_json::to_vec(&ImportList { imports })?)?;

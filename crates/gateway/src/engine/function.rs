@@ -43,7 +43,12 @@ impl Prepared {
             version: function.version.clone(),
             memory_mb: function.memory_mb,
             log_group: format!("/aws/lambda/{name}"),
-            log_stream: format!("{}/[{}]{}", date(), function.version, &function.code_sha256[..32.min(function.code_sha256.len())]),
+            log_stream: format!(
+                "{}/[{}]{}",
+                date(),
+                function.version,
+                &function.code_sha256[..32.min(function.code_sha256.len())]
+            ),
         };
         let env = environment(&function, &info, region);
         // Lambda gives a whole processor at 1,769 MB and shares in proportion; below, a share that small would make every
@@ -113,7 +118,10 @@ fn date() -> String {
 fn entries(directory: &Path) -> BTreeSet<String> {
     let Ok(list) = std::fs::read_dir(directory) else { return BTreeSet::new() };
     let names = list.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter_map(|name| name.split('.').next().map(str::to_owned)).filter(|name| !name.is_empty()).collect()
+    names
+        .filter_map(|name| name.split('.').next().map(str::to_owned))
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 /// Every Python source beneath `root` by module name.
@@ -136,7 +144,8 @@ fn sources(root: &Path) -> Sources {
                 continue;
             }
             let package = stem == "__init__" && !prefix.is_empty();
-            let module = if package { prefix.trim_end_matches('.').to_owned() } else { format!("{prefix}{stem}") };
+            let module =
+                if package { prefix.trim_end_matches('.').to_owned() } else { format!("{prefix}{stem}") };
             if let Ok(text) = std::fs::read_to_string(entry.path()) {
                 sources.insert(module, Source { text, package });
             }
@@ -146,5 +155,7 @@ fn sources(root: &Path) -> Sources {
 }
 
 fn is_identifier(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_alphanumeric() || c == '_')
 }

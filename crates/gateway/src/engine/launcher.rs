@@ -71,7 +71,8 @@ impl Launcher {
             })
             .await;
         if let Err(error) = sent {
-            if let Some(waiting) = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            if let Some(waiting) = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+            {
                 waiting.remove(&id);
             }
             return Err(LauncherError::Refused(format!("failed to ask the launcher: {error}")));
@@ -98,7 +99,8 @@ impl Launcher {
             // The receiving task drops the map, and with it this, when the socket closes.
             let (sender, receiver) = oneshot::channel();
             let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-            if let Some(waiting) = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            if let Some(waiting) = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+            {
                 waiting.insert(id, sender);
             }
             let _ = receiver.await;
@@ -110,7 +112,9 @@ async fn receive(shared: Arc<Shared>) {
     loop {
         let received = shared
             .socket
-            .async_io(Interest::READABLE, || wire::receive_reply(shared.socket.as_fd()).map_err(io::Error::from))
+            .async_io(Interest::READABLE, || {
+                wire::receive_reply(shared.socket.as_fd()).map_err(io::Error::from)
+            })
             .await;
         let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match received {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sock_isolation::launcher::wire::{Files, Request, ZygoteId};
+use sock_isolation::launcher::wire::{Files, Request, StartZygote, ZygoteId};
 use sock_isolation::{Command, Limits, Role};
 use sock_zygote::frames::{ImportList, Kind};
 use sock_zygote::runtime::{self, Entry};
@@ -133,8 +133,10 @@ impl Zygotes {
         };
         let env = command.env.iter().cloned().collect();
         let files = Files { view: key.view.clone(), ..Files::default() };
-        let (_, fds) =
-            self.launcher.call(Request::StartZygote { zygote: id, files, command, slots: SLOTS }).await?;
+        let (_, fds) = self
+            .launcher
+            .call(Request::StartZygote(StartZygote { zygote: id, files, command, slots: SLOTS }))
+            .await?;
         let mut peer = Peer::new(fds)?;
         let facts = match import(&mut peer, &key.imports).await {
             Ok(facts) => facts,

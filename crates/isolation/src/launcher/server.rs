@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
-use super::wire::{Answer, Asked, Files, InstanceId, MAX_MESSAGE, Reply, Request, ZygoteId};
+use super::wire::{Answer, Asked, Files, InstanceId, MAX_MESSAGE, Reply, Request, StartZygote, ZygoteId};
 use crate::builder::{self, Event, Made};
 use crate::cgroup::{Limits, Usage};
 use crate::error::{Context, SysResult};
@@ -189,9 +189,7 @@ impl Server {
     fn handle(&mut self, id: u64, request: Request) -> SysResult<()> {
         let result = match request {
             Request::AddView { view, layers } => self.add_view(&view, &layers).map(|()| Some(Reply::Done)),
-            Request::StartZygote { zygote, files, command, slots } => {
-                self.start_zygote(id, zygote, &files, command, slots).map(|()| None)
-            }
+            Request::StartZygote(start) => self.start_zygote(id, start).map(|()| None),
             Request::StopZygote { zygote } => self.stop_zygote(zygote).map(|()| Some(Reply::Done)),
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(|()| None),
             Request::Execute { files, command } => self.execute(id, &files, command).map(|()| None),
@@ -242,14 +240,8 @@ impl Server {
         SlotSpec { hostname: "sock".into(), tmp_bytes: self.options.tmp_bytes, nesting }
     }
 
-    fn start_zygote(
-        &mut self,
-        id: u64,
-        zygote: ZygoteId,
-        files: &Files,
-        command: Command,
-        slots: u32,
-    ) -> Result<(), String> {
+    fn start_zygote(&mut self, id: u64, start: StartZygote) -> Result<(), String> {
+        let StartZygote { zygote, files, command, slots } = start;
         if self.zygotes.contains_key(&zygote) {
             return Err(format!("zygote {zygote} exists already"));
         }
@@ -258,7 +250,7 @@ impl Server {
         let block = self.blocks.pop().ok_or("no block of user ids is left for another zygote")?;
         let ground = self.host.ground(number).map_err(text)?;
         ground.group.limit(&self.host.hierarchy, &command.limits).map_err(text)?;
-        self.show(&ground, files)?;
+        self.show(&ground, &files)?;
         let (fork_channel, theirs) = builder::pair().map_err(text)?;
         let (control, control_theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;

@@ -29,6 +29,19 @@ pub struct Files {
     pub view: Option<String>,
 }
 
+/// See [`Request::StartZygote`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartZygote {
+    /// Its name from now on.
+    pub zygote: ZygoteId,
+    /// What it may import from.
+    pub files: Files,
+    /// What is executed.
+    pub command: Command,
+    /// How many slots are kept ready for it.
+    pub slots: u32,
+}
+
 /// The closed set of requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -42,16 +55,7 @@ pub enum Request {
     /// Start a fork server. Replies [`Reply::Zygote`] with its control socket and its log (the read end of a pipe).
     ///
     /// Its command gets as descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel, 4 the control socket.
-    StartZygote {
-        /// Its name from now on.
-        zygote: ZygoteId,
-        /// What it may import from.
-        files: Files,
-        /// What is executed.
-        command: Command,
-        /// How many slots are kept ready for it.
-        slots: u32,
-    },
+    StartZygote(StartZygote),
     /// End a zygote, with all its instances.
     StopZygote {
         /// Which one.

@@ -1,0 +1,71 @@
+//! What has to be installed beside Rust: by apt where we are root, otherwise the one command is printed.
+
+use anyhow::{Result, bail};
+
+use crate::tasks::{cargo, run, run_with, succeeds};
+
+/// A Debian package, and the command that shows that it is there.
+struct Package {
+    name: &'static str,
+    probe: (&'static str, &'static [&'static str]),
+}
+
+const PACKAGES: [Package; 4] = [
+    // Bundled C sources: SQLite and the Python grammar.
+    Package { name: "gcc", probe: ("cc", &["--version"]) },
+    Package { name: "libc6-dev", probe: ("test", &["-e", "/usr/include/stdlib.h"]) },
+    // The base's interpreter, and what fetches the pinned uv once.
+    Package { name: "python3", probe: ("/usr/bin/python3", &["--version"]) },
+    Package { name: "python3-pip", probe: ("/usr/bin/python3", &["-m", "pip", "--version"]) },
+];
+
+/// For tests only: they drive the server through boto3, in a virtual environment of their own.
+const TEST_PACKAGES: [Package; 1] =
+    [Package { name: "python3-venv", probe: ("/usr/bin/python3", &["-c", "import ensurepip"]) }];
+
+/// What building and running takes.
+pub(crate) fn for_running() -> Result<()> {
+    install(&PACKAGES)
+}
+
+/// What the tests take besides.
+pub(crate) fn for_tests() -> Result<()> {
+    install(&PACKAGES)?;
+    install(&TEST_PACKAGES)
+}
+
+fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&str> = packages
+        .iter()
+        .filter(|package| !succeeds(package.probe.0, package.probe.1))
+        .map(|package| package.name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if !succeeds("apt-get", &["--version"]) {
+        bail!("missing: {names} (names of Debian's packages); install them and run this again");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("missing packages; run: sudo apt-get install -y --no-install-recommends {names}");
+    }
+    run("apt-get", &["update", "--quiet"])?;
+    let arguments = [&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat();
+    run_with("apt-get", &arguments, &[("DEBIAN_FRONTEND", "noninteractive")])
+}
+
+const DENY: &str = "cargo-deny@0.20.2";
+
+/// cargo-deny is built from source once; nothing else tells licenses and sources as well.
+pub(crate) fn deny() -> Result<()> {
+    if succeeds(&cargo(), &["deny", "--version"]) {
+        return Ok(());
+    }
+    run(&cargo(), &["install", "--locked", "--quiet", DENY])
+}
+
+/// Whether cargo-nextest is there. Without it `cargo test` runs the same tests.
+pub(crate) fn has_nextest() -> bool {
+    succeeds(&cargo(), &["nextest", "--version"])
+}
