@@ -14,10 +14,8 @@ mod python;
 mod zygotes;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,7 +53,6 @@ const START: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct EngineOptions {
     pub(crate) data_dir: PathBuf,
-    pub(crate) region: String,
     pub(crate) python: sock_pkgcache::Interpreter,
 }
 
@@ -172,9 +169,9 @@ impl Engine {
         {
             return Ok(Arc::clone(prepared));
         }
-        let (data, region) = (self.options.data_dir.clone(), self.options.region.clone());
+        let data = self.options.data_dir.clone();
         let of = Arc::clone(function);
-        let prepared = tokio::task::spawn_blocking(move || Prepared::new(of, &data, &region))
+        let prepared = tokio::task::spawn_blocking(move || Prepared::new(of, &data))
             .await
             .map_err(|error| error.to_string())?;
         if let (Some(name), Some(view)) = (&prepared.view, &function.view) {
@@ -373,7 +370,7 @@ impl Engine {
             Ok(Ok((Kind::Error, error))) => InvocationResult::HandlerError(Bytes::from(error)),
             Ok(Ok(_) | Err(PeerError::Frame(_) | PeerError::Unexpected(_))) => {
                 let _ = self.destroy(&mut instance).await;
-                InvocationResult::Exited { reason: "the process broke the runtime's protocol".into() }
+                InvocationResult::Exited { reason: Some("the process broke the runtime's protocol".into()) }
             }
             Ok(Err(PeerError::Gone)) => ended(&self.destroy(&mut instance).await),
             Err(_) => {
@@ -450,9 +447,9 @@ fn ended(how: &Ended) -> InvocationResult {
         return InvocationResult::OutOfMemory;
     }
     let reason = match how.exit {
-        Some(Exit::Signal(signal)) => format!("signal: {}", signal_name(signal)),
-        Some(Exit::Code(code)) if code != 0 => format!("exit status {code}"),
-        Some(Exit::Code(_)) | None => String::new(),
+        Some(Exit::Signal(signal)) => Some(format!("signal: {}", signal_name(signal))),
+        Some(Exit::Code(code)) if code != 0 => Some(format!("exit status {code}")),
+        Some(Exit::Code(_)) | None => None,
     };
     InvocationResult::Exited { reason }
 }
@@ -477,8 +474,6 @@ fn start_failed(error: StartError, phases: Phases, _invocation: &Invocation) -> 
     let Output { text: log, dropped: log_truncated } = output;
     Outcome { result, start: StartKind::Cold, phases, log, log_truncated, max_memory_mb: 0 }
 }
-
-type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl Runner for Engine {
     fn prepare(&self, function: Arc<Function>) -> BoxFuture<'_, Result<(), String>> {

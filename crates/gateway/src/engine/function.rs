@@ -1,6 +1,6 @@
 //! What the engine works out about a function once per revision: its lock, its own names, what it imports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ const MAX_SOURCE: u64 = 2 << 20;
 
 impl Prepared {
     /// Reads the function's code beneath `data`. Blocking.
-    pub(crate) fn new(function: Arc<Function>, data: &Path, region: &str) -> Self {
+    pub(crate) fn new(function: Arc<Function>, data: &Path) -> Self {
         let sources = sources(&data.join(&function.code_dir));
         let imports = scan(&sources, &function.handler);
         let mut own: BTreeSet<String> =
@@ -37,20 +37,15 @@ impl Prepared {
         own.extend(entries(&data.join(&function.code_dir)));
         let view = function.view.as_ref().filter(|view| !view.entries.is_empty());
         let lock: Lock = view.map(|view| view.entries.iter().map(distribution).collect()).unwrap_or_default();
-        let name = function.name.to_string();
+        let log_stream = log_stream(&function);
         let info = FunctionInfo {
-            name: name.clone(),
+            name: function.name.to_string(),
             version: function.version.clone(),
             memory_mb: function.memory_mb,
-            log_group: format!("/aws/lambda/{name}"),
-            log_stream: format!(
-                "{}/[{}]{}",
-                date(),
-                function.version,
-                &function.code_sha256[..32.min(function.code_sha256.len())]
-            ),
+            log_group: function.log_group(),
+            log_stream: log_stream.clone(),
         };
-        let env = environment(&function, &info, region);
+        let env = function.environment(&log_stream);
         // Lambda gives a whole processor at 1,769 MB and shares in proportion; below, a share that small would make every
         // start slow, so nobody gets less than one.
         let cpu_millis = (function.memory_mb * 1000 / 1769).max(1000);
@@ -82,36 +77,10 @@ fn distribution(entry: &sock_pkgcache::ViewEntry) -> (String, Distribution) {
     (entry.name.to_string(), distribution)
 }
 
-/// The environment of a function: Lambda's variables, and over them its own.
-fn environment(function: &Function, info: &FunctionInfo, region: &str) -> BTreeMap<String, String> {
-    let memory = function.memory_mb.to_string();
-    let runtime = format!("AWS_Lambda_{}", function.runtime);
-    let lambda = [
-        ("AWS_DEFAULT_REGION", region),
-        ("AWS_EXECUTION_ENV", &runtime),
-        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &memory),
-        ("AWS_LAMBDA_FUNCTION_NAME", &info.name),
-        ("AWS_LAMBDA_FUNCTION_VERSION", &function.version),
-        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
-        ("AWS_LAMBDA_LOG_GROUP_NAME", &info.log_group),
-        ("AWS_LAMBDA_LOG_STREAM_NAME", &info.log_stream),
-        ("AWS_REGION", region),
-        ("HOME", "/tmp"),
-        ("LAMBDA_RUNTIME_DIR", "/sock/runtime"),
-        ("LAMBDA_TASK_ROOT", "/var/task"),
-        ("LANG", "C.UTF-8"),
-        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-        ("PYTHONPATH", "/var/task:/opt/python:/packages"),
-        ("TZ", ":UTC"),
-        ("_HANDLER", &function.handler),
-    ];
-    let lambda = lambda.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    lambda.into_iter().chain(function.env.clone()).collect()
-}
-
-fn date() -> String {
+fn log_stream(function: &Function) -> String {
     let today = time::OffsetDateTime::now_utc().date();
-    format!("{}/{:02}/{:02}", today.year(), u8::from(today.month()), today.day())
+    let date = format!("{}/{:02}/{:02}", today.year(), u8::from(today.month()), today.day());
+    format!("{date}/[{}]{}", function.version, uuid::Uuid::new_v4().simple())
 }
 
 /// Names at the top of a directory that an import could find.
