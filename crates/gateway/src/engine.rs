@@ -27,8 +27,9 @@ use sock_zygote::frames::{self, InvokeHeader, Kind};
 use sock_zygote::runtime::{self, Entry};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::names::FunctionName;
 use crate::runner::{
-    Function, FunctionName, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind,
+    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind,
 };
 use function::Prepared;
 use launcher::{Launcher, LauncherError};
