@@ -1,0 +1,5 @@
+"""Answers with its event."""
+
+
+def handler(event, context):
+    return event
