@@ -28,9 +28,7 @@ use sock_zygote::runtime::{self, Entry};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::names::FunctionName;
-use crate::runner::{
-    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind,
-};
+use crate::runner::{BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind};
 use function::Prepared;
 use launcher::{Launcher, LauncherError};
 use process::{Output, Peer, PeerError};

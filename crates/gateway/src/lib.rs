@@ -3,6 +3,7 @@
 //! It decides who may call, keeps what was deployed, gets packages installed, and hands each invocation to a [`Runner`]. It
 //! runs as an unprivileged process and needs no capability: it starts no container and mounts nothing.
 
+mod doctor;
 mod engine;
 mod gateway;
 pub mod keys;
@@ -11,6 +12,7 @@ pub mod runner;
 pub mod sigv4;
 mod supervisor;
 
+pub use doctor::doctor;
 pub use keys::{AccessKey, KeyError, Keys};
 pub use names::{FunctionName, FunctionRef, LATEST, NameError, Realm};
 pub use runner::{

@@ -37,8 +37,10 @@ pub struct ServeOptions {
     pub access_key: Option<String>,
     /// Let everybody in; on loopback only.
     pub no_auth: bool,
-    /// Package index and directories of wheels.
-    pub sources: sock_pkgcache::Sources,
+    /// Package index.
+    pub index_url: Option<String>,
+    /// Directories and pages of wheels.
+    pub find_links: Vec<String>,
     /// Refuse to start where the kernel does not keep memory, process and processor limits by cgroups.
     pub require_cgroup_limits: bool,
     /// Interpreters of the base, the first is the default. Empty: `/usr/bin/python3`.

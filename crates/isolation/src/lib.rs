@@ -45,6 +45,7 @@ pub mod seccomp;
 
 mod builder;
 mod container;
+pub mod doctor;
 mod host;
 mod init;
 mod verify;

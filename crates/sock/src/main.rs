@@ -1,2 +1,140 @@
-//! The `sock` command line.
-fn main() {}
+//! The `sock` command line: parses arguments, calls the gateway crate or a server's HTTP API, prints. Nothing else.
+
+mod bundle;
+mod client;
+mod commands;
+mod show;
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Python functions on your own machine, each invocation in its own container.
+#[derive(Debug, Parser)]
+#[command(name = "sock", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server (as root; only its launcher keeps root)
+    Serve(Serve),
+    /// Deploy a function from a Python file or a directory
+    Deploy(commands::deploy::Deploy),
+    /// Invoke a function and print its answer
+    Invoke(commands::invoke::Invoke),
+    /// List functions
+    List(Reading),
+    /// Show one function
+    Show(OfFunction),
+    /// Delete a function
+    Delete(OfFunction),
+    /// Print a function's log
+    Logs(commands::logs::Logs),
+    /// Run one command in a lean container (as root)
+    Run(Run),
+    /// Look at this machine: what is missing, what is kept by which means
+    Doctor(Local),
+    /// Print the variables that point awscli and boto3 at the server
+    Env(Reading),
+}
+
+/// Where the server is, and how output looks.
+#[derive(Debug, Args)]
+struct Reading {
+    #[command(flatten)]
+    server: client::Server,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Local {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct OfFunction {
+    /// The function
+    name: String,
+    #[command(flatten)]
+    reading: Reading,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", env = "SOCK_DATA_DIR", default_value = "/var/lib/sock")]
+    data_dir: PathBuf,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1:7625")]
+    listen: SocketAddr,
+    /// A key, beside the one that is made at first start
+    #[arg(long, value_name = "ID:SECRET", env = "SOCK_ACCESS_KEY", hide_env_values = true)]
+    access_key: Option<String>,
+    /// Let everybody in (loopback only)
+    #[arg(long)]
+    no_auth: bool,
+    /// Index of Python packages (default: $UV_DEFAULT_INDEX, $UV_INDEX_URL, $PIP_INDEX_URL, else uv's own)
+    #[arg(long, value_name = "URL")]
+    index_url: Option<String>,
+    /// Directory or page of wheels; may be repeated
+    #[arg(long, value_name = "DIR")]
+    find_links: Vec<String>,
+    /// Refuse to start where cgroup controllers for memory, processes or processors are missing
+    #[arg(long)]
+    require_cgroup_limits: bool,
+    /// Interpreter of the base system; may be repeated, the first is the default
+    #[arg(long, value_name = "PATH")]
+    python: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Memory limit, MB
+    #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=10_240))]
+    memory: u32,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line: what, then why.
+            let chain: Vec<String> = error.chain().map(|cause| cause.to_string()).collect();
+            eprintln!("sock: {}", chain.join(": ").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Serve(options) => commands::local::serve(options),
+        Command::Run(options) => commands::local::run(options),
+        Command::Doctor(options) => commands::local::doctor(&options),
+        Command::Deploy(options) => commands::deploy::run(&options),
+        Command::Invoke(options) => commands::invoke::run(&options),
+        Command::Logs(options) => commands::logs::run(&options),
+        Command::List(options) => commands::functions::list(&options),
+        Command::Show(options) => commands::functions::show(&options),
+        Command::Delete(options) => commands::functions::delete(&options),
+        Command::Env(options) => commands::functions::env(&options),
+    }
+}
+
+/// Whether somebody watches.
+fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}

@@ -1,0 +1,62 @@
+//! `sock serve`, `run` and `doctor`: what works on this machine itself, not through a server.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use sock_gateway::{ServeOptions, supervise};
+use sock_isolation::doctor::Level;
+use sock_isolation::{IdRange, Limits, RunOptions, run_command};
+
+use crate::{Local, Run, Serve, show};
+
+pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
+    let Serve { data_dir, listen, access_key, no_auth, index_url, find_links, require_cgroup_limits, python } =
+        options;
+    supervise(&ServeOptions {
+        data_dir,
+        listen,
+        access_key,
+        no_auth,
+        index_url,
+        find_links,
+        require_cgroup_limits,
+        pythons: python,
+        ids: IdRange::default(),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn run(options: Run) -> Result<ExitCode> {
+    let limits = Limits { memory: u64::from(options.memory) << 20, ..Limits::default() };
+    let options = RunOptions { argv: options.command, limits, tmp_bytes: 512 << 20, ids: IdRange::default() };
+    Ok(match run_command(&options)? {
+        Some(exit) => ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)),
+        None => {
+            eprintln!(
+                "sock: the container was killed as a whole: most often it needed more memory than --memory allows"
+            );
+            ExitCode::from(137)
+        }
+    })
+}
+
+pub(crate) fn doctor(options: &Local) -> Result<ExitCode> {
+    let findings = sock_gateway::doctor();
+    let bad = findings.iter().any(|finding| finding.level == Level::Bad);
+    if options.json {
+        show::json(&serde_json::to_value(&findings)?);
+    } else {
+        for finding in &findings {
+            let mark = match finding.level {
+                Level::Good => "ok  ",
+                Level::Warning => "warn",
+                Level::Bad => "BAD ",
+            };
+            println!("{mark}  {:16}  {}", finding.subject, finding.detail);
+            if let Some(remedy) = &finding.remedy {
+                println!("{:24}to do: {remedy}", "");
+            }
+        }
+    }
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
