@@ -1,0 +1,194 @@
+//! A server for the demo: its own data directory, a free port, a key of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::functions::Function;
+use super::table::{Measured, PHASES};
+
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) endpoint: String,
+    pub(crate) data: PathBuf,
+    binary: PathBuf,
+    key: (String, String),
+    agent: ureq::Agent,
+}
+
+fn as_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A command that runs as root: through sudo if need be.
+fn rooted(program: &Path) -> Command {
+    if as_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command
+        .arg("--preserve-env=SOCK_ACCESS_KEY,SSL_CERT_FILE,PIP_FIND_LINKS,PIP_INDEX_URL,PYTHONPATH")
+        .arg(program);
+    command
+}
+
+/// Letters and digits that nobody guesses.
+fn random() -> Result<String> {
+    let text =
+        std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("failed to get a random number")?;
+    Ok(text.trim().replace('-', ""))
+}
+
+impl Server {
+    pub(crate) fn start() -> Result<Self> {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
+        let binary = target.join("release/sock");
+        let data = tempfile::Builder::new().prefix("sock-demo-").tempdir()?.keep();
+        // Free a moment ago; nobody else on this machine is likely to take it before the server does.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let key = (format!("SOCKDEMO{}", &random()?[..12].to_uppercase()), random()?);
+        if !as_root() && !crate::tasks::succeeds("sudo", &["-v"]) {
+            bail!(
+                "the server needs root; start it with: sudo {} serve --data-dir {} --listen {address}",
+                binary.display(),
+                data.display()
+            );
+        }
+        let mut child = rooted(&binary)
+            .args(["serve", "--listen", &address.to_string(), "--data-dir"])
+            .arg(&data)
+            .env("SOCK_ACCESS_KEY", format!("{}:{}", key.0, key.1))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("failed to start {}", binary.display()))?;
+        // One line says that it serves; without it, it is dead.
+        let mut line = String::new();
+        let output = child.stdout.take().context("the server has no output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("the server did not start: {}", child.wait()?);
+        }
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
+        Ok(Self { child, endpoint: format!("http://{address}"), data, binary, key, agent })
+    }
+
+    fn sock(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(&self.binary)
+            .args(arguments)
+            .args(["--endpoint", &self.endpoint])
+            .env("AWS_ACCESS_KEY_ID", &self.key.0)
+            .env("AWS_SECRET_ACCESS_KEY", &self.key.1)
+            .output()
+            .context("failed to run sock")?;
+        if !output.status.success() {
+            bail!("sock {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn deploy(&self, function: &Function, name: &str, flags: &[&str]) -> Result<()> {
+        let path = function.path.to_string_lossy();
+        let fixed = [
+            "deploy",
+            &path,
+            "--name",
+            name,
+            "--handler",
+            &function.handler,
+            "--memory",
+            "512",
+            "--timeout",
+            "30",
+        ];
+        self.sock(&[&fixed[..], flags].concat())
+    }
+
+    pub(crate) fn invoke(&self, name: &str, event: &Value) -> Result<Measured> {
+        let body = serde_json::to_vec(event)?;
+        let url = format!("{}/run/{name}", self.endpoint);
+        let bearer = format!("Bearer {}", self.key.1);
+        let begin = Instant::now();
+        let mut response = self.agent.post(&url).header("authorization", &bearer).send(&body[..])?;
+        let text = response.body_mut().read_to_string()?;
+        let client_ms = begin.elapsed().as_secs_f64() * 1e3;
+        let header = |name: &str| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        if response.status() != 200 || !header("x-amz-function-error").is_empty() {
+            bail!("{name}: {} {text}", response.status());
+        }
+        let timing = header("server-timing");
+        let phase = |name: &str| {
+            let parts = timing.split(',').map(str::trim);
+            let duration = parts.filter_map(|part| part.strip_prefix(name)?.strip_prefix(";dur=")).next();
+            duration.and_then(|duration| duration.parse().ok()).unwrap_or(0.0)
+        };
+        let answer = serde_json::from_str(&text).with_context(|| format!("{name} answered {text}"))?;
+        Ok(Measured {
+            answer,
+            right: true,
+            start: header("x-sock-start"),
+            client_ms,
+            phases: PHASES.map(phase),
+        })
+    }
+
+    /// How long a new interpreter takes that imports pandas from the same files, milliseconds.
+    pub(crate) fn import_pandas(&self) -> Result<f64> {
+        let list = rooted(Path::new("/usr/bin/find"))
+            .arg(self.data.join("packages"))
+            .args(["-maxdepth", "3", "-type", "d", "-name", "site"])
+            .output()?;
+        let path = String::from_utf8_lossy(&list.stdout).trim().replace('\n', ":");
+        let mut command = rooted(Path::new("/usr/bin/python3"));
+        command.args(["-S", "-s", "-c", "import pandas"]).env("PYTHONPATH", path);
+        let begin = Instant::now();
+        let status = command.status()?;
+        let took = begin.elapsed().as_secs_f64() * 1e3;
+        if !status.success() {
+            bail!("python3 -c 'import pandas' failed: {status}");
+        }
+        Ok(took)
+    }
+
+    /// Leaves the server running and says how to call it.
+    pub(crate) fn keep(self) -> Result<()> {
+        let (id, secret) = &self.key;
+        let endpoint = &self.endpoint;
+        println!(
+            "\nthe server goes on as process {}; end it with: {}kill {}\n\n\
+             export AWS_ACCESS_KEY_ID={id} AWS_SECRET_ACCESS_KEY={secret} AWS_REGION=us-east-1\n\
+             export AWS_ENDPOINT_URL_LAMBDA={endpoint} SOCK_ENDPOINT={endpoint}\n\n\
+             curl -H 'authorization: Bearer {secret}' -d '{{\"hello\": 1}}' {endpoint}/run/echo\n\
+             aws lambda invoke --function-name echo --cli-binary-format raw-in-base64-out --payload '{{\"hello\": 1}}' /dev/stdout\n\
+             python3 -c 'import boto3; print(boto3.client(\"lambda\").invoke(FunctionName=\"echo\", Payload=\"1\")[\"Payload\"].read())'\n\
+             {} invoke echo --data '{{\"hello\": 1}}'\n\n\
+             its data directory: {}\n",
+            self.child.id(),
+            if as_root() { "" } else { "sudo " },
+            self.child.id(),
+            self.binary.display(),
+            self.data.display()
+        );
+        Ok(())
+    }
+
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        // Our own child, not reaped yet: the number is its own.
+        let killed = rooted(Path::new("/bin/kill")).args(["-TERM", &pid]).status()?;
+        let status = self.child.wait()?;
+        let removed = rooted(Path::new("/bin/rm")).arg("-rf").arg(&self.data).status()?;
+        if !killed.success() || !status.success() || !removed.success() {
+            bail!("the server did not end well: {status}");
+        }
+        Ok(())
+    }
+}
