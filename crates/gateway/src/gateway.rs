@@ -1,7 +1,208 @@
-//! temp
-use crate::supervisor::ServeOptions;
+//! The gateway as a whole: what requests share, how it starts and how it stops.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-pub(crate) fn run(options: &ServeOptions, listener: TcpListener, socket: OwnedFd) -> Result<(), String> {
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{info, warn};
+
+use crate::bundle::{BundleError, Bundles};
+use crate::config::{Auth, GatewayConfig};
+use crate::keys::KeyError;
+use crate::logs::Logs;
+use crate::names::FunctionName;
+use crate::registry::record::Status;
+use crate::registry::{Registry, RegistryError};
+use crate::runner::Runner;
+use crate::{deploy, http};
+
+/// More background work than ever runs at a time: permits of it are taken one by one, and all when the server stops.
+const BUSY: u32 = 1 << 20;
+/// Bundles that are checked and unpacked at a time.
+const UNPACKING: usize = 2;
+/// The unit in which memory for bodies is handed out.
+pub(crate) const BODY_UNIT: u32 = 1024;
+
+/// Why a server does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The data directory cannot be used.
+    #[error("failed to use the data directory {path}", path = path.display())]
+    DataDir {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another server has it.
+    #[error("{path} is in use by process {pid}: stop that server, or use another data directory", path = path.display())]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+        /// Whose it is.
+        pid: String,
+    },
+    /// Without keys for everybody on the network.
+    #[error("refusing to listen on {0} without access keys: listen on 127.0.0.1, or leave out --no-auth")]
+    Exposed(std::net::SocketAddr),
+    /// Nothing to run functions with.
+    #[error("no Python interpreter was found: name one with --python")]
+    NoInterpreter,
+    /// The keys.
+    #[error("failed to load the access keys")]
+    Keys(#[from] KeyError),
+    /// The package cache.
+    #[error("failed to open the package cache")]
+    Packages(#[from] sock_pkgcache::StoreError),
+    /// The registry.
+    #[error("failed to open the registry of functions")]
+    Registry(#[from] RegistryError),
+    /// The bundles.
+    #[error("failed to open the store of bundles")]
+    Bundles(#[from] BundleError),
+    /// The socket.
+    #[error("failed to listen")]
+    Listen(#[source] io::Error),
+}
+
+/// What all requests share.
+pub(crate) struct Gateway {
+    pub(crate) config: GatewayConfig,
+    pub(crate) registry: Registry,
+    pub(crate) bundles: Bundles,
+    pub(crate) logs: Logs,
+    pub(crate) runner: Arc<dyn Runner>,
+    /// Memory for request bodies, in units of [`BODY_UNIT`].
+    pub(crate) bodies: Arc<Semaphore>,
+    /// Asynchronous invocations.
+    pub(crate) events: Arc<Semaphore>,
+    pub(crate) installs: Semaphore,
+    pub(crate) unpacking: Semaphore,
+    pub(crate) progress: Mutex<HashMap<FunctionName, String>>,
+    busy: Arc<Semaphore>,
+    draining: AtomicBool,
+    /// Held as long as the server runs.
+    _lock: File,
+}
+
+/// Serves until `shutdown` is done, then finishes what runs and returns.
+///
+/// The listener is bound already, by whoever has the right to; the gateway itself needs no privilege at all. It has to run
+/// in a multi-threaded tokio runtime with I/O and time enabled.
+pub async fn serve(
+    listener: TcpListener,
+    config: GatewayConfig,
+    runner: Arc<dyn Runner>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(ServeError::Listen)?;
+    if matches!(config.auth, Auth::Open) && !address.ip().is_loopback() {
+        return Err(ServeError::Exposed(address));
+    }
+    let gateway = Arc::new(Gateway::open(config, runner)?);
+    gateway.resume();
+    info!(%address, functions = gateway.registry.all().len(), "serving");
+    http::serve(&gateway, listener, shutdown).await.map_err(ServeError::Listen)?;
+    info!("stopped");
     Ok(())
+}
+
+impl Gateway {
+    fn open(config: GatewayConfig, runner: Arc<dyn Runner>) -> Result<Self, ServeError> {
+        let dir = &config.data_dir;
+        let lock = lock(dir)?;
+        if config.interpreters.is_empty() {
+            return Err(ServeError::NoInterpreter);
+        }
+        let registry = Registry::open(&dir.join("sock.db"), config.realm.clone())?;
+        let bundles = Bundles::open(dir.join("code"), config.limits.bundle.clone())?;
+        let at = |name| move |source| ServeError::DataDir { path: dir.join(name), source };
+        // No instance of an earlier server is left by now, so nothing looks into the ones that go.
+        let removed = bundles.keep_only(&registry.bundles()).map_err(at("code"))?;
+        if removed > 0 {
+            info!(removed, "removed what no function needs from the store of bundles");
+        }
+        let logs = Logs::open(dir.join("logs")).map_err(at("logs"))?;
+        let limits = &config.limits;
+        Ok(Self {
+            bodies: Arc::new(Semaphore::new((limits.bodies_bytes / BODY_UNIT) as usize)),
+            events: Arc::new(Semaphore::new(limits.events)),
+            installs: Semaphore::new(limits.installs),
+            unpacking: Semaphore::new(UNPACKING),
+            progress: Mutex::default(),
+            busy: Arc::new(Semaphore::new(BUSY as usize)),
+            draining: AtomicBool::new(false),
+            _lock: lock,
+            registry,
+            bundles,
+            logs,
+            runner,
+            config,
+        })
+    }
+
+    /// Goes on with deployments that the last server did not finish.
+    fn resume(self: &Arc<Self>) {
+        for entry in self.registry.all() {
+            if entry.record.status == Status::Deploying {
+                let record = &entry.record;
+                info!(function = %record.name, "resuming a deployment");
+                deploy::start(self, record.name.clone(), record.wanted.revision.clone());
+            }
+        }
+    }
+
+    /// Marks work that has to end before the server does. Nothing if there is too much of it.
+    pub(crate) fn begin(&self) -> Option<OwnedSemaphorePermit> {
+        self.busy.clone().try_acquire_owned().ok()
+    }
+
+    /// Whether the server is stopping.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Takes on no new work.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Until all work that was begun has ended.
+    pub(crate) async fn idle(&self) {
+        if self.busy.acquire_many(BUSY).await.is_err() {
+            warn!("the count of running work was closed");
+        }
+    }
+}
+
+/// One server to a data directory: the lock ends with the process, however that ends.
+fn lock(dir: &Path) -> Result<File, ServeError> {
+    let path = dir.join("sock.lock");
+    let at = |source| ServeError::DataDir { path: path.clone(), source };
+    let mut file = File::options()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(at)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).map_err(at)?;
+            return Err(ServeError::InUse { path: dir.into(), pid: pid.trim().into() });
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(at(error)),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(at)?;
+    Ok(file)
 }

@@ -1,21 +1,42 @@
-//! The HTTP side of SOCK: the AWS Lambda API over a registry of functions.
+//! The gateway: the AWS Lambda API over a registry of functions, and what runs them.
 //!
-//! It decides who may call, keeps what was deployed, gets packages installed, and hands each invocation to a [`Runner`]. It
-//! runs as an unprivileged process and needs no capability: it starts no container and mounts nothing.
+//! ```text
+//! http ─▶ api ─▶ registry (SQLite, memory)         what there is
+//!          │ └─▶ deploy ─▶ bundle, packages        what a deployment needs
+//!          └───▶ runner: a trait                   what runs it
+//!                  └─ engine ─▶ launcher, zygotes, instances
+//! supervisor ─▶ ordinary (this process, without rights) and the launcher
+//! ```
+//!
+//! Alone composes the other crates, alone speaks HTTP. The process that all of this but the supervisor runs in is an
+//! ordinary user's: it mounts nothing and starts no container, it asks the launcher.
 
+mod api;
+mod bundle;
+mod config;
+mod deploy;
 mod doctor;
 mod engine;
 mod gateway;
-pub mod keys;
+mod http;
+mod keys;
+mod logs;
 mod names;
+mod ordinary;
+mod registry;
 pub mod runner;
 pub mod sigv4;
 mod supervisor;
 
+pub use bundle::{BundleError, BundleLimits, EntryProblem};
+pub use config::{Auth, GatewayConfig, GatewayLimits};
+pub use deploy::packages::{PackageRequest, Packages, PackagesError};
 pub use doctor::doctor;
+pub use gateway::{ServeError, serve};
 pub use keys::{AccessKey, KeyError, Keys};
 pub use names::{FunctionName, FunctionRef, LATEST, NameError, Realm};
+pub use registry::RegistryError;
 pub use runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind, ThrottleLimit,
 };
-pub use supervisor::{ServeError, ServeOptions, supervise};
+pub use supervisor::{ServeOptions, SuperviseError, supervise};

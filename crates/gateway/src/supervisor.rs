@@ -51,7 +51,7 @@ pub struct ServeOptions {
 
 /// Why the server does not start, or stopped.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub enum SuperviseError {
     /// Not root.
     #[error(
         "sock serve needs root for now (user id is {0}): start it with sudo; only the launcher keeps root"
@@ -118,13 +118,13 @@ pub enum ServeError {
 const MAX_RESTARTS: usize = 5;
 
 /// Serves until SIGTERM or SIGINT; then lets running invocations finish.
-pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
+pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let uid = nix::unistd::geteuid();
     if !uid.is_root() {
-        return Err(ServeError::NotRoot(uid.as_raw()));
+        return Err(SuperviseError::NotRoot(uid.as_raw()));
     }
     if options.no_auth && !options.listen.ip().is_loopback() {
-        return Err(ServeError::OpenToAll(options.listen));
+        return Err(SuperviseError::OpenToAll(options.listen));
     }
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
@@ -133,7 +133,7 @@ pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
     prepare(options)?;
     let _lock = lock(&options.data_dir)?;
     let listener = TcpListener::bind(options.listen)
-        .map_err(|error| ServeError::Listen { address: options.listen, error })?;
+        .map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     process::raise_file_limit()?;
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
     let system = |call| move |errno| SyscallError { call, path: None, errno };
@@ -160,14 +160,14 @@ pub fn supervise(options: &ServeOptions) -> Result<(), ServeError> {
                     "sock: the {who} died (launcher: {launcher:?}, gateway: {gateway:?}); starting both again"
                 );
                 if gateway == Exit::Code(GATEWAY_REFUSED) {
-                    return Err(ServeError::Dying(1));
+                    return Err(SuperviseError::Dying(1));
                 }
             }
         }
         restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
         restarts.push(Instant::now());
         if restarts.len() > MAX_RESTARTS {
-            return Err(ServeError::Dying(restarts.len()));
+            return Err(SuperviseError::Dying(restarts.len()));
         }
     }
 }
@@ -180,7 +180,7 @@ enum End {
     Died(&'static str),
 }
 
-fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, ServeError> {
+fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, SuperviseError> {
     loop {
         let mut wanted =
             [signals.as_fd(), launcher.pidfd(), gateway.pidfd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -202,7 +202,7 @@ fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, Se
     }
 }
 
-fn check_limits(options: &ServeOptions) -> Result<(), ServeError> {
+fn check_limits(options: &ServeOptions) -> Result<(), SuperviseError> {
     let place = sock_isolation::cgroup::find()?;
     let missing: Vec<&str> = ["cpu", "memory", "pids"]
         .into_iter()
@@ -212,7 +212,7 @@ fn check_limits(options: &ServeOptions) -> Result<(), ServeError> {
         return Ok(());
     }
     if options.require_cgroup_limits {
-        return Err(ServeError::NoLimits(place.directory, missing.join(", ")));
+        return Err(SuperviseError::NoLimits(place.directory, missing.join(", ")));
     }
     eprintln!(
         "sock: {} has no cgroup2 controllers {}: memory and process limits are kept by rlimits and a watchdog, \
@@ -235,10 +235,10 @@ fn template() -> Result<Template, NoBase> {
 }
 
 /// Makes the data directory, which belongs to the gateway's user and to nobody else.
-fn prepare(options: &ServeOptions) -> Result<(), ServeError> {
+fn prepare(options: &ServeOptions) -> Result<(), SuperviseError> {
     let fail = |path: &Path| {
         let path = path.to_owned();
-        move |error| ServeError::Data { path, error }
+        move |error| SuperviseError::Data { path, error }
     };
     let id = options.ids.gateway();
     let root = &options.data_dir;
@@ -256,9 +256,9 @@ fn prepare(options: &ServeOptions) -> Result<(), ServeError> {
     Ok(())
 }
 
-fn lock(root: &Path) -> Result<Flock<File>, ServeError> {
+fn lock(root: &Path) -> Result<Flock<File>, SuperviseError> {
     let path = root.join("lock");
-    let fail = |error| ServeError::Data { path: path.clone(), error };
+    let fail = |error| SuperviseError::Data { path: path.clone(), error };
     let file =
         OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -270,7 +270,7 @@ fn lock(root: &Path) -> Result<Flock<File>, ServeError> {
         Err((mut file, Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
             file.read_to_string(&mut pid).map_err(fail)?;
-            Err(ServeError::Locked { path: root.to_owned(), pid })
+            Err(SuperviseError::Locked { path: root.to_owned(), pid })
         }
         Err((_, errno)) => Err(fail(errno.into())),
     }
@@ -281,7 +281,7 @@ fn start_launcher(
     template: &Template,
     socket: OwnedFd,
     gateways: &OwnedFd,
-) -> Result<Child, ServeError> {
+) -> Result<Child, SuperviseError> {
     let data = options.data_dir.clone();
     let group = group_name(&options.data_dir);
     let host = HostOptions {
@@ -318,13 +318,13 @@ fn start_gateway(
     options: &ServeOptions,
     listener: &TcpListener,
     socket: OwnedFd,
-) -> Result<Child, ServeError> {
+) -> Result<Child, SuperviseError> {
     let listener =
-        listener.try_clone().map_err(|error| ServeError::Listen { address: options.listen, error })?;
+        listener.try_clone().map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     let child = Child::fork(move || {
         let id = options.ids.gateway();
         let ordinary = process::become_ordinary(id).map_err(|error| error.to_string());
-        match ordinary.and_then(|()| crate::gateway::run(options, listener, socket)) {
+        match ordinary.and_then(|()| crate::ordinary::run(options, listener, socket)) {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("sock: gateway: {error}");

@@ -1,0 +1,202 @@
+//! The API: from a request to an answer.
+//!
+//! ```text
+//! route ─ who are you (head) ─ read the body ─ is it signed (body) ─ operation ─ answer
+//! ```
+//!
+//! Nothing of a body is read for a client without a key, and nothing in it is looked at before its signature holds. Every
+//! answer carries `x-amzn-RequestId`; every error is one of the service model's, and is made in [`error`] alone.
+
+mod code;
+mod configuration;
+mod error;
+mod functions;
+mod invoke;
+mod route;
+mod settings;
+mod tags;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::config::Auth;
+use crate::gateway::Gateway;
+use crate::http::body::{self, Body, BodyError};
+use crate::logs::Cursor;
+use crate::sigv4::{Presented, SignatureError};
+use error::ApiError;
+use route::Route;
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// An event of a synchronous invocation: 6 MiB.
+pub(crate) const MAX_EVENT: usize = 6_291_456;
+/// A request with a bundle in it, base64 in JSON.
+const MAX_DEPLOY: usize = 70_167_211;
+const MAX_OTHER: usize = 1 << 20;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// A request that is being answered.
+pub(crate) struct Call {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) head: Parts,
+    pub(crate) request_id: String,
+    pub(crate) received: Instant,
+}
+
+/// Answers a request, whatever it is.
+pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) -> Answer {
+    let (head, incoming) = request.into_parts();
+    let call = Call { gateway, head, request_id: Uuid::new_v4().to_string(), received: Instant::now() };
+    let mut answer = match respond(&call, incoming).await {
+        Ok(answer) => answer,
+        Err(error) => error.answer(&call.request_id),
+    };
+    if let Ok(id) = HeaderValue::try_from(&call.request_id) {
+        answer.headers_mut().insert(REQUEST_ID, id);
+    }
+    answer
+}
+
+async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
+    let route = Route::of(&call.head.method, call.head.uri.path())?;
+    if route == Route::Health {
+        return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })));
+    }
+    let keyless = match &route {
+        Route::Run(name) => call.may_run(name),
+        _ => matches!(call.gateway.config.auth, Auth::Open),
+    };
+    let presented = if keyless { None } else { Some(call.presented()?) };
+    if call.gateway.is_draining() {
+        return Err(ApiError::unavailable("the server is stopping: try again in a moment"));
+    }
+    let (limit, operation) = match &route {
+        Route::Create => (MAX_DEPLOY, "CreateFunction"),
+        Route::UpdateCode(_) => (MAX_DEPLOY, "UpdateFunctionCode"),
+        Route::Invoke(_) | Route::Run(_) => (MAX_EVENT, "InvokeFunction"),
+        _ => (MAX_OTHER, "same"),
+    };
+    let limits = &call.gateway.config.limits;
+    let read = body::read(incoming, limit, limits.body, &call.gateway.bodies).await;
+    let body = read.map_err(|error| unread(error, &route, limit, operation))?;
+    if let Some(presented) = presented {
+        let target = call.target();
+        presented.verify(call.head.method.as_str(), target, &call.head.headers, &body.bytes)?;
+    }
+    dispatch(call, route, body).await
+}
+
+async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiError> {
+    match route {
+        Route::Health => Err(ApiError::service("health is answered before")),
+        Route::Create => functions::create(call, body).await,
+        Route::List => functions::list(call),
+        Route::Get(f) => functions::get(call, &f),
+        Route::GetConfiguration(f) => functions::get_configuration(call, &f),
+        Route::UpdateCode(f) => functions::update_code(call, &f, body).await,
+        Route::UpdateConfiguration(f) => functions::update_configuration(call, &f, body).await,
+        Route::Delete(f) => functions::delete(call, &f).await,
+        Route::Invoke(f) => invoke::invoke(call, &f, body).await,
+        Route::Run(name) => invoke::run(call, &name, body).await,
+        Route::ListTags(f) => tags::list(call, &f),
+        Route::Tag(f) => tags::add(call, &f, body).await,
+        Route::Untag(f) => tags::remove(call, &f).await,
+        Route::Code(f) => code::get(call, &f).await,
+        Route::Logs(f) => logs(call, &f).await,
+    }
+}
+
+/// A function's log from `?after=` on (as given by `x-sock-log-next`), or its end.
+async fn logs(call: &Call, function: &str) -> Result<Answer, ApiError> {
+    let entry = functions::find(call, function)?;
+    let after: Option<Cursor> = match call.query("after") {
+        Some(text) => Some(text.parse().map_err(|()| {
+            ApiError::invalid("after must be what an earlier answer gave as x-sock-log-next")
+        })?),
+        None => None,
+    };
+    let part = call.gateway.logs.read(&entry.record.name, after).await;
+    let part = part.map_err(|error| ApiError::service(&format!("failed to read a log: {error}")))?;
+    let mut answer = Response::new(Full::new(part.text.into()));
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, text);
+    if let Ok(next) = HeaderValue::try_from(part.next.to_string()) {
+        answer.headers_mut().insert("x-sock-log-next", next);
+    }
+    Ok(answer)
+}
+
+impl Call {
+    /// The path and query as they came.
+    fn target(&self) -> &str {
+        self.head.uri.path_and_query().map_or("/", |target| target.as_str())
+    }
+
+    /// A value of the query.
+    fn query(&self, wanted: &str) -> Option<String> {
+        let mut pairs = form_urlencoded::parse(self.head.uri.query().unwrap_or_default().as_bytes());
+        pairs.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    fn host(&self) -> &str {
+        self.header(HOST.as_str()).unwrap_or("localhost")
+    }
+
+    fn presented(&self) -> Result<Presented<'_>, SignatureError> {
+        match &self.gateway.config.auth {
+            Auth::Keys(keys) => Presented::parse(self.target(), &self.head.headers, keys, SystemTime::now()),
+            Auth::Open => Err(SignatureError::Missing),
+        }
+    }
+
+    /// Whether a request may run a function without a signature.
+    fn may_run(&self, name: &str) -> bool {
+        let Auth::Keys(keys) = &self.gateway.config.auth else { return true };
+        let bearer = self.header(AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
+        let public = || functions::find(self, name).is_ok_and(|entry| entry.record.is_public());
+        bearer.is_some_and(|token| keys.is_secret(token.trim())) || public()
+    }
+}
+
+fn unread(error: BodyError, route: &Route, limit: usize, operation: &str) -> ApiError {
+    match (error, route) {
+        (BodyError::TooLarge { found: Some(found) }, Route::Invoke(_) | Route::Run(_)) => {
+            ApiError::request_too_large(found, "RequestResponse", limit)
+        }
+        (BodyError::TooLarge { .. }, _) => ApiError::too_large(format!(
+            "Request must be smaller than {limit} bytes for the {operation} operation"
+        )),
+        (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
+        (BodyError::Broken(reason), _) => ApiError::serialization(format!("the body is not complete: {reason}")),
+    }
+}
+
+/// An answer with a JSON body.
+fn json(status: StatusCode, value: &Value) -> Answer {
+    let mut answer = Response::new(Full::new(value.to_string().into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// An answer without a body.
+fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = status;
+    answer
+}

@@ -1,0 +1,337 @@
+//! Invocations: `Invoke` of the Lambda API and `POST /run/{name}`.
+//!
+//! An invocation is a task of its own. A client that leaves does not end it: it runs until it is done or its time is over,
+//! its lines go to the log, and its share of the server is given back then.
+//!
+//! Asynchronous events are accepted while there is room for them, and run at once. They are kept in memory: what was
+//! accepted and has not run is lost if the server is killed, and nothing is retried.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::json;
+use tracing::{error, info};
+
+use super::error::ApiError;
+use super::functions::{lookup, reference};
+use super::{Answer, Call, MAX_EVENT, empty};
+use crate::gateway::Gateway;
+use crate::http::body::Body;
+use crate::names::LATEST;
+use crate::registry::Entry;
+use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, StartKind, ThrottleLimit};
+
+/// An event of an asynchronous invocation.
+const MAX_ASYNC: usize = 1 << 20;
+/// A result.
+const MAX_RESULT: usize = 6_291_556;
+/// What `X-Amz-Log-Type: Tail` gives.
+const TAIL: usize = 4096;
+const MAX_CONTEXT: usize = 3583;
+
+const START: HeaderName = HeaderName::from_static("x-sock-start");
+const TIMING: HeaderName = HeaderName::from_static("server-timing");
+const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error");
+const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
+const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
+
+/// An invocation that has ended.
+struct Ended {
+    end: End,
+    start: StartKind,
+    phases: Phases,
+    log: Bytes,
+}
+
+/// What the caller gets of it.
+enum End {
+    Result(Bytes),
+    /// The handler's fault, with the error object.
+    Error(Bytes),
+    /// Likewise, and it ran out of time.
+    Timeout(Bytes),
+    Throttled(ThrottleLimit),
+    Platform,
+}
+
+/// `Invoke` of the Lambda API.
+pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
+    let entry = invokable(call, function)?;
+    let live = live(&entry)?;
+    let kind = call.header("x-amz-invocation-type").unwrap_or("RequestResponse").to_string();
+    if kind == "Event" && body.bytes.len() > MAX_ASYNC {
+        return Err(ApiError::request_too_large(body.bytes.len(), "Event", MAX_ASYNC));
+    }
+    let tail = match call.header("x-amz-log-type") {
+        None | Some("None") => false,
+        Some("Tail") => true,
+        Some(_) => return Err(ApiError::invalid("X-Amz-Log-Type must be None or Tail")),
+    };
+    let invocation = invocation(call, &body)?;
+    match kind.as_str() {
+        "DryRun" => return Ok(empty(StatusCode::NO_CONTENT)),
+        "Event" => return accept(call, live, invocation),
+        "RequestResponse" => {}
+        _ => return Err(ApiError::invalid("X-Amz-Invocation-Type must be RequestResponse, Event or DryRun")),
+    }
+    let ended = start(call, live, invocation, body).await?;
+    let mut answer = match &ended.end {
+        End::Result(result) => payload(StatusCode::OK, result),
+        End::Error(error) | End::Timeout(error) => {
+            let mut answer = payload(StatusCode::OK, error);
+            answer.headers_mut().insert(FUNCTION_ERROR, HeaderValue::from_static("Unhandled"));
+            answer
+        }
+        other => refusal(call, other),
+    };
+    let headers = answer.headers_mut();
+    headers.insert(EXECUTED_VERSION, HeaderValue::from_static(LATEST));
+    if tail {
+        let from = ended.log.len().saturating_sub(TAIL);
+        if let Ok(log) = HeaderValue::try_from(STANDARD.encode(&ended.log[from..])) {
+            headers.insert(LOG_RESULT, log);
+        }
+    }
+    Ok(timed(answer, &ended))
+}
+
+/// `POST /run/{name}`: the same with less ceremony. The status says how it went.
+pub(super) async fn run(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
+    let entry = invokable(call, function)?;
+    let live = live(&entry)?;
+    let invocation = invocation(call, &body)?;
+    let ended = start(call, live, invocation, body).await?;
+    let mut answer = match &ended.end {
+        End::Result(result) => payload(StatusCode::OK, result),
+        End::Error(error) => payload(StatusCode::BAD_GATEWAY, error),
+        End::Timeout(error) => payload(StatusCode::GATEWAY_TIMEOUT, error),
+        other => refusal(call, other),
+    };
+    if answer.status() == StatusCode::BAD_GATEWAY || answer.status() == StatusCode::GATEWAY_TIMEOUT {
+        answer.headers_mut().insert(FUNCTION_ERROR, HeaderValue::from_static("Unhandled"));
+    }
+    Ok(timed(answer, &ended))
+}
+
+/// The function, or the error that names the version which the client asked for.
+fn invokable(call: &Call, function: &str) -> Result<Arc<Entry>, ApiError> {
+    let (name, qualifier) = reference(call, function)?;
+    lookup(call, function).map(|(entry, _)| entry).map_err(|_| {
+        let qualifier = qualifier.as_deref().unwrap_or(LATEST);
+        ApiError::not_found(&format!("{}:{qualifier}", call.gateway.registry.realm().arn(&name)))
+    })
+}
+
+/// What is live of a function.
+fn live(entry: &Entry) -> Result<Arc<Function>, ApiError> {
+    use crate::registry::record::Status;
+    entry.live.clone().ok_or_else(|| {
+        let state = match &entry.record.status {
+            Status::Failed(failure) => format!("Failed: {}", failure.reason),
+            _ => "Pending".into(),
+        };
+        ApiError::conflict(format!(
+            "The operation cannot be performed at this time. The function is currently in the following state: {state}"
+        ))
+    })
+}
+
+fn invocation(call: &Call, body: &Body) -> Result<Invocation, ApiError> {
+    debug_assert!(body.bytes.len() <= MAX_EVENT);
+    let event = if body.bytes.is_empty() { Bytes::from_static(b"{}") } else { body.bytes.clone() };
+    let wrong = |reason: String| {
+        ApiError::content(format!("Could not parse request body into json: Could not parse payload into json: {reason}"))
+    };
+    // Strings that are skipped are not checked by the parser.
+    std::str::from_utf8(&event).map_err(|error| wrong(error.to_string()))?;
+    let parsed = serde_json::from_slice::<serde::de::IgnoredAny>(&event);
+    parsed.map_err(|error| wrong(error.to_string()))?;
+    let client_context = match call.header("x-amz-client-context") {
+        None => None,
+        Some(text) => Some(client_context(text).ok_or_else(|| {
+            ApiError::content("Client context must be a valid Base64-encoded JSON object.")
+        })?),
+    };
+    Ok(Invocation { request_id: call.request_id.clone(), event, received: call.received, client_context })
+}
+
+fn client_context(text: &str) -> Option<String> {
+    let text = Some(text).filter(|text| text.len() <= MAX_CONTEXT)?;
+    let text = String::from_utf8(STANDARD.decode(text).ok()?).ok()?;
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).ok()?;
+    Some(serde_json::Value::from(object).to_string())
+}
+
+/// Answers at once and runs it in the background.
+fn accept(call: &Call, function: Arc<Function>, invocation: Invocation) -> Result<Answer, ApiError> {
+    let full = || ApiError::throttled("ConcurrentInvocationLimitExceeded");
+    let place = call.gateway.events.clone().try_acquire_owned().map_err(|_| full())?;
+    let busy = call.gateway.begin().ok_or_else(full)?;
+    // A slice of the connection's buffer would keep all of it alive.
+    let invocation = Invocation { event: Bytes::copy_from_slice(&invocation.event), ..invocation };
+    let gateway = call.gateway.clone();
+    tokio::spawn(async move {
+        let _held = (place, busy);
+        perform(&gateway, function, invocation).await;
+    });
+    Ok(empty(StatusCode::ACCEPTED))
+}
+
+/// Runs it as a task, so that it outlives its client.
+async fn start(
+    call: &Call,
+    function: Arc<Function>,
+    invocation: Invocation,
+    body: Body,
+) -> Result<Ended, ApiError> {
+    let busy = call.gateway.begin().ok_or_else(|| ApiError::throttled("ConcurrentInvocationLimitExceeded"))?;
+    let gateway = call.gateway.clone();
+    let task = tokio::spawn(async move {
+        let _held = (busy, body.share);
+        perform(&gateway, function, invocation).await
+    });
+    task.await.map_err(ApiError::panicked)
+}
+
+async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocation) -> Ended {
+    let request_id = invocation.request_id.clone();
+    let began = Instant::now();
+    let outcome = gateway.runner.invoke(function.clone(), invocation).await;
+    let log = Bytes::from(lines(&function, &request_id, &outcome));
+    gateway.logs.append(&function.name, log.clone()).await;
+    let kind = kind(&outcome.result);
+    info!(
+        request_id,
+        function = %function.name,
+        start = outcome.start.as_str(),
+        outcome = kind,
+        took_us = began.elapsed().as_micros() as u64,
+        init_us = outcome.phases.init.as_micros() as u64,
+        handler_us = outcome.phases.handler.as_micros() as u64,
+        "invoked"
+    );
+    let (start, phases) = (outcome.start, outcome.phases);
+    Ended { end: end(&function, &request_id, outcome.result), start, phases, log }
+}
+
+fn kind(result: &InvocationResult) -> &'static str {
+    match result {
+        InvocationResult::Ok(result) if result.len() > MAX_RESULT => "too-large",
+        InvocationResult::Ok(_) => "ok",
+        InvocationResult::HandlerError(_) => "error",
+        InvocationResult::Timeout => "timeout",
+        InvocationResult::Exited { .. } => "exited",
+        InvocationResult::OutOfMemory => "out-of-memory",
+        InvocationResult::Throttled { .. } => "throttled",
+        InvocationResult::Platform(_) => "platform",
+    }
+}
+
+fn end(function: &Function, request_id: &str, result: InvocationResult) -> End {
+    let object = |kind: &str, message: String| {
+        Bytes::from(json!({ "errorType": kind, "errorMessage": message }).to_string())
+    };
+    match result {
+        InvocationResult::Ok(result) if result.len() > MAX_RESULT => End::Error(object(
+            "Function.ResponseSizeTooLarge",
+            format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT} bytes)."),
+        )),
+        InvocationResult::Ok(result) => End::Result(result),
+        InvocationResult::HandlerError(error) => End::Error(error),
+        InvocationResult::Timeout => End::Timeout(object(
+            "Sandbox.Timedout",
+            format!("RequestId: {request_id} Error: {}", timed_out(function)),
+        )),
+        InvocationResult::Exited { reason } => {
+            let how = match reason {
+                Some(reason) => format!("Runtime exited with error: {reason}"),
+                None => "Runtime exited without providing a reason".into(),
+            };
+            End::Error(object("Runtime.ExitError", format!("RequestId: {request_id} Error: {how}")))
+        }
+        InvocationResult::OutOfMemory => End::Error(object(
+            "Runtime.OutOfMemory",
+            format!("RequestId: {request_id} Error: Runtime exited with error: signal: killed"),
+        )),
+        InvocationResult::Throttled { limit } => End::Throttled(limit),
+        InvocationResult::Platform(cause) => {
+            error!(request_id, function = %function.name, cause, "an invocation failed in the platform");
+            End::Platform
+        }
+    }
+}
+
+fn timed_out(function: &Function) -> String {
+    format!("Task timed out after {:.2} seconds", function.timeout.as_secs_f64())
+}
+
+/// The invocation's lines in the function's log.
+fn lines(function: &Function, request_id: &str, outcome: &Outcome) -> Vec<u8> {
+    let version = &function.version;
+    let mut lines = format!("START RequestId: {request_id} Version: {version}\n").into_bytes();
+    lines.extend_from_slice(&outcome.log);
+    if !lines.ends_with(b"\n") {
+        lines.push(b'\n');
+    }
+    if outcome.log_truncated > 0 {
+        let note = format!("[{} more bytes of output were dropped]\n", outcome.log_truncated);
+        lines.extend_from_slice(note.as_bytes());
+    }
+    let status = match &outcome.result {
+        InvocationResult::Ok(_) => String::new(),
+        InvocationResult::Timeout => {
+            let note = format!("RequestId: {request_id} Error: {}\n", timed_out(function));
+            lines.extend_from_slice(note.as_bytes());
+            "Status: timeout\t".into()
+        }
+        result => format!("Status: error\tError Type: {}\t", kind(result)),
+    };
+    let ms = outcome.phases.handler.as_secs_f64() * 1e3;
+    let billed = (ms + outcome.phases.init.as_secs_f64() * 1e3).ceil();
+    let init = match outcome.phases.init {
+        init if init.is_zero() => String::new(),
+        init => format!("Init Duration: {:.2} ms\t", init.as_secs_f64() * 1e3),
+    };
+    let report = format!(
+        "END RequestId: {request_id}\n\
+         REPORT RequestId: {request_id}\tDuration: {ms:.2} ms\tBilled Duration: {billed} ms\t\
+         Memory Size: {} MB\tMax Memory Used: {} MB\t{init}{status}\n",
+        function.memory_mb, outcome.max_memory_mb
+    );
+    lines.extend_from_slice(report.as_bytes());
+    lines
+}
+
+fn payload(status: StatusCode, body: &Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body.clone()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn refusal(call: &Call, end: &End) -> Answer {
+    let error = match end {
+        End::Throttled(ThrottleLimit::Function) => {
+            ApiError::throttled("ReservedFunctionConcurrentInvocationLimitExceeded")
+        }
+        End::Throttled(ThrottleLimit::Server) => ApiError::throttled("ConcurrentInvocationLimitExceeded"),
+        _ => ApiError::service("an invocation failed in the platform"),
+    };
+    error.answer(&call.request_id)
+}
+
+/// Every answer of an invocation says where its instance came from and where the time went.
+fn timed(mut answer: Answer, ended: &Ended) -> Answer {
+    let headers = answer.headers_mut();
+    headers.insert(START, HeaderValue::from_static(ended.start.as_str()));
+    if let Ok(timing) = HeaderValue::try_from(ended.phases.server_timing()) {
+        headers.insert(TIMING, timing);
+    }
+    answer
+}

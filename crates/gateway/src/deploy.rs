@@ -1,0 +1,193 @@
+//! The way of a deployment from accepted to live, in the background.
+//!
+//! ```text
+//! Deploying ── requirements.txt? ── lock, install ── runner.prepare ──▶ Ready: the wanted deployment is live
+//!                                        └───────────────┴────────────▶ Failed, with a reason; what was live stays live
+//! ```
+//!
+//! The registry holds the state, so a deployment that a crash interrupted is started again at the next start. A result
+//! counts only if the function still wants that revision: it may have been deleted, or made anew, meanwhile.
+
+pub(crate) mod packages;
+
+use std::error::Error;
+use std::sync::{Arc, PoisonError};
+
+use sha2::{Digest, Sha256};
+use sock_pkgcache::Interpreter;
+use tracing::{error, info, warn};
+
+use crate::gateway::Gateway;
+use crate::names::FunctionName;
+use crate::registry::RegistryError;
+use crate::registry::record::{Deployment, Failure, Installed, Record, Status};
+use packages::{PackageRequest, PackagesError};
+
+/// The longest reason that the API gives.
+const MAX_REASON: usize = 4096;
+
+/// Starts the deployment of what a function wants now.
+pub(crate) fn start(gateway: &Arc<Gateway>, name: FunctionName, revision: String) {
+    let gateway = gateway.clone();
+    tokio::spawn(async move {
+        let work = tokio::spawn(run(gateway.clone(), name.clone(), revision.clone()));
+        let result = work.await.unwrap_or_else(|panic| {
+            error!(function = %name, %panic, "a deployment ended in a panic");
+            Some(Err(internal("the deployment failed in the server: see its log, and deploy again".into())))
+        });
+        gateway.clear_progress(&name);
+        if let Some(result) = result {
+            finish(gateway, name, revision, result).await;
+        }
+    });
+}
+
+/// Nothing if the function does not want this revision any more.
+async fn run(
+    gateway: Arc<Gateway>,
+    name: FunctionName,
+    revision: String,
+) -> Option<Result<Option<Installed>, Failure>> {
+    let Ok(_turn) = gateway.installs.acquire().await else { return None };
+    let entry = gateway.registry.get(&name).filter(|entry| entry.record.wanted.revision == revision)?;
+    let install = {
+        let (gateway, record) = (gateway.clone(), entry.record.clone());
+        tokio::task::spawn_blocking(move || install(&gateway, &record))
+    };
+    let installed = match install.await {
+        Ok(Ok(installed)) => installed,
+        Ok(Err(failure)) => return Some(Err(failure)),
+        Err(panic) => {
+            error!(function = %name, %panic, "an install ended in a panic");
+            return Some(Err(internal("the install failed in the server: see its log".into())));
+        }
+    };
+    gateway.set_progress(&name, "getting ready to run it".into());
+    let wanted = Deployment { packages: installed.clone(), ..entry.record.wanted.clone() };
+    let function = Arc::new(entry.record.function(&wanted, gateway.registry.realm()));
+    match gateway.runner.prepare(function).await {
+        Ok(()) => Some(Ok(installed)),
+        Err(reason) => Some(Err(internal(reason))),
+    }
+}
+
+/// Blocks.
+fn install(gateway: &Gateway, record: &Record) -> Result<Option<Installed>, Failure> {
+    let wanted = &record.wanted;
+    let requirements = gateway.bundles.requirements(&wanted.code.sha256);
+    let requirements = requirements.map_err(|error| Failure {
+        code: "InvalidConfiguration".into(),
+        reason: format!("requirements.txt cannot be read: {error}"),
+    })?;
+    let Some(requirements) = requirements.filter(|text| !text.trim().is_empty()) else { return Ok(None) };
+    let python = interpreter(&gateway.config.interpreters, &wanted.config.runtime).ok_or_else(|| Failure {
+        code: "InvalidRuntime".into(),
+        reason: format!("this server has no {} any more: deploy for another runtime", wanted.config.runtime),
+    })?;
+    let requirements_sha256 = hex::encode(Sha256::digest(&requirements));
+    let earlier = wanted.packages.iter().chain(record.live.iter().filter_map(|live| live.packages.as_ref()));
+    let lock = earlier
+        .filter(|installed| installed.requirements_sha256 == requirements_sha256)
+        .map(|installed| &installed.lock)
+        .next();
+    let request = PackageRequest { requirements: &requirements, python, lock };
+    let mut progress = |text| gateway.set_progress(&record.name, text);
+    let (lock, view) = gateway.config.packages.install(&request, &mut progress).map_err(|error| {
+        let code = match &error {
+            PackagesError::Requirements(_) => "InvalidConfiguration",
+            PackagesError::Resolve(_) | PackagesError::Install(_) => "DependencyError",
+        };
+        Failure { code: code.into(), reason: shorten(chain(&error)) }
+    })?;
+    Ok(Some(Installed { requirements_sha256, lock, view }))
+}
+
+async fn finish(
+    gateway: Arc<Gateway>,
+    name: FunctionName,
+    revision: String,
+    result: Result<Option<Installed>, Failure>,
+) {
+    match &result {
+        Ok(installed) => {
+            let packages = installed.as_ref().map_or(0, |installed| installed.view.entries.len());
+            info!(function = %name, revision, packages, "deployed");
+        }
+        Err(failure) => warn!(function = %name, revision, reason = failure.reason, "deployment failed"),
+    }
+    let write = tokio::task::spawn_blocking(move || {
+        gateway.registry.change::<_, RegistryError>(&name, |before| {
+            let Some(record) = before.filter(|record| record.wanted.revision == revision) else {
+                return Ok((before.cloned(), ()));
+            };
+            let mut record = record.clone();
+            match result {
+                Ok(installed) => {
+                    record.wanted.packages = installed;
+                    record.live = Some(record.wanted.clone());
+                    record.status = Status::Ready;
+                }
+                Err(failure) => record.status = Status::Failed(failure),
+            }
+            Ok((Some(record), ()))
+        })
+    });
+    match write.await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => error!(error = chain(&error), "failed to record a deployment"),
+        Err(panic) => error!(%panic, "recording a deployment ended in a panic"),
+    }
+}
+
+/// The interpreter that a runtime's name stands for.
+pub(crate) fn interpreter<'a>(interpreters: &'a [Interpreter], runtime: &str) -> Option<&'a Interpreter> {
+    interpreters.iter().find(|python| runtime_name(python) == runtime)
+}
+
+/// The runtime's name of an interpreter, such as `python3.11`.
+pub(crate) fn runtime_name(python: &Interpreter) -> String {
+    format!("python{}.{}", python.version.0, python.version.1)
+}
+
+fn internal(reason: String) -> Failure {
+    Failure { code: "InternalError".into(), reason: shorten(reason) }
+}
+
+fn shorten(mut reason: String) -> String {
+    if reason.len() > MAX_REASON {
+        let end = (0..=MAX_REASON).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
+        reason.truncate(end);
+        reason.push('…');
+    }
+    reason
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl Gateway {
+    /// What a deployment does at the moment.
+    pub(crate) fn progress(&self, name: &FunctionName) -> Option<String> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn set_progress(&self, name: &FunctionName, text: String) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), text);
+    }
+
+    fn clear_progress(&self, name: &FunctionName) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}

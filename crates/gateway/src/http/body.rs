@@ -1,0 +1,90 @@
+//! Request bodies: read whole, within a size, a time and a share of memory.
+//!
+//! A signature covers the body, so it has to be here before anything is done. Who sends too much still gets an answer: the
+//! rest is read and thrown away, up to a point, because a client that is still writing does not read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::gateway::BODY_UNIT;
+
+/// What is thrown away for a client that sends too much.
+const MAX_DISCARD: usize = 128 << 20;
+
+/// A body, and its share of the memory for bodies.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) bytes: Bytes,
+    pub(crate) share: Option<OwnedSemaphorePermit>,
+}
+
+/// Why there is no body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BodyError {
+    /// More than `limit` bytes; how many, if they all came.
+    TooLarge { found: Option<usize> },
+    /// It did not come in time.
+    Slow,
+    /// The client left, or sent something that is not HTTP.
+    Broken(String),
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read(
+    body: Incoming,
+    limit: usize,
+    time: Duration,
+    memory: &Arc<Semaphore>,
+) -> Result<Body, BodyError> {
+    let sized = body.size_hint().upper().map_or(limit, |upper| usize::try_from(upper).unwrap_or(usize::MAX));
+    let units = u32::try_from(sized.min(limit)).unwrap_or(u32::MAX).div_ceil(BODY_UNIT);
+    let whole = async {
+        let share = match units {
+            0 => None,
+            units => Some(memory.clone().acquire_many_owned(units).await.map_err(|_| BodyError::Slow)?),
+        };
+        let bytes = if sized > limit { discard(body, 0).await? } else { collect(body, limit).await? };
+        Ok(Body { bytes, share })
+    };
+    tokio::time::timeout(time, whole).await.unwrap_or(Err(BodyError::Slow))
+}
+
+async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+    let mut first = Bytes::new();
+    let mut more = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+        let length = first.len().max(more.len()) + data.len();
+        if length > limit {
+            return discard(body, length).await;
+        }
+        if first.is_empty() && more.is_empty() {
+            first = data;
+        } else {
+            if more.is_empty() {
+                more.extend_from_slice(&first);
+            }
+            more.extend_from_slice(&data);
+        }
+    }
+    Ok(if more.is_empty() { first } else { more.freeze() })
+}
+
+async fn discard(mut body: Incoming, mut length: usize) -> Result<Bytes, BodyError> {
+    while let Some(frame) = body.frame().await {
+        length += frame.map_err(broken)?.data_ref().map_or(0, Bytes::len);
+        if length > MAX_DISCARD {
+            return Err(BodyError::TooLarge { found: None });
+        }
+    }
+    Err(BodyError::TooLarge { found: Some(length) })
+}
+
+fn broken(error: hyper::Error) -> BodyError {
+    BodyError::Broken(error.to_string())
+}

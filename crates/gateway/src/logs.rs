@@ -1,0 +1,166 @@
+//! What functions wrote, and the START, END and REPORT lines around it, in one file per function.
+//!
+//! ```text
+//! logs/<function>.log      the newest lines
+//! logs/<function>.log.1    what came before, once the first has grown past its limit
+//! ```
+//!
+//! One thread does all the writing, behind a bounded channel, so that no request waits for a disk unless the disk cannot
+//! keep up. Reading goes the same way: who asks after an answer sees that answer's lines.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use crate::names::FunctionName;
+
+/// A file's size at which the next one is begun.
+const MAX_FILE: u64 = 16 << 20;
+/// The most that one answer gives.
+const MAX_READ: u64 = 1 << 20;
+/// What is given to who does not say from where.
+const TAIL: u64 = 64 << 10;
+const QUEUE: usize = 1024;
+
+/// A place in a function's log: in which file, and how far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    inode: u64,
+    offset: u64,
+}
+
+/// A part of a log.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) text: Vec<u8>,
+    /// Where the next part begins.
+    pub(crate) next: Cursor,
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.inode, self.offset)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (inode, offset) = text.split_once('-').ok_or(())?;
+        Ok(Self { inode: inode.parse().map_err(drop)?, offset: offset.parse().map_err(drop)? })
+    }
+}
+
+enum Job {
+    Append(FunctionName, Bytes),
+    Read(FunctionName, Option<Cursor>, oneshot::Sender<io::Result<Part>>),
+}
+
+/// The logs of a data directory.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Logs {
+    /// Opens the directory and starts the writer, which ends when this is dropped and everything is written.
+    pub(crate) fn open(dir: PathBuf) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        std::thread::Builder::new().name("logs".into()).spawn(move || work(&dir, inbox))?;
+        Ok(Self { jobs })
+    }
+
+    /// Adds to a function's log.
+    pub(crate) async fn append(&self, name: &FunctionName, text: Bytes) {
+        // It only fails if the writer is gone; it has said why.
+        let _ = self.jobs.send(Job::Append(name.clone(), text)).await;
+    }
+
+    /// Reads a function's log from a place on, or its end. Nothing was written yet: nothing is there.
+    pub(crate) async fn read(&self, name: &FunctionName, after: Option<Cursor>) -> io::Result<Part> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.jobs.send(Job::Read(name.clone(), after, reply)).await;
+        answer.await.unwrap_or_else(|_| Err(io::Error::other("the log writer has ended")))
+    }
+}
+
+fn work(dir: &Path, mut inbox: mpsc::Receiver<Job>) {
+    while let Some(job) = inbox.blocking_recv() {
+        match job {
+            Job::Append(name, text) => {
+                if let Err(error) = append(dir, &name, &text) {
+                    warn!(function = %name, %error, "failed to write a function's log");
+                }
+            }
+            // Whoever asked may have left.
+            Job::Read(name, after, reply) => drop(reply.send(read(dir, &name, after))),
+        }
+    }
+}
+
+fn append(dir: &Path, name: &FunctionName, text: &[u8]) -> io::Result<()> {
+    let path = dir.join(format!("{name}.log"));
+    let mut file = File::options().create(true).append(true).mode(0o600).open(&path)?;
+    file.write_all(text)?;
+    if file.metadata()?.len() > MAX_FILE {
+        fs::rename(&path, dir.join(format!("{name}.log.1")))?;
+    }
+    Ok(())
+}
+
+fn read(dir: &Path, name: &FunctionName, after: Option<Cursor>) -> io::Result<Part> {
+    let mut file = match File::open(dir.join(format!("{name}.log"))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Part { text: Vec::new(), next: Cursor { inode: 0, offset: 0 } });
+        }
+        opened => opened?,
+    };
+    let (inode, len) = (file.metadata()?.ino(), file.metadata()?.len());
+    let (from, whole_line) = match after {
+        Some(cursor) if cursor.inode == inode => (cursor.offset.min(len), true),
+        // Another file than last time: all of it is new.
+        Some(_) => (0, true),
+        None => (len.saturating_sub(TAIL), len <= TAIL),
+    };
+    file.seek(SeekFrom::Start(from))?;
+    let mut text = Vec::new();
+    file.take(MAX_READ).read_to_end(&mut text)?;
+    let next = Cursor { inode, offset: from + text.len() as u64 };
+    if !whole_line {
+        let begin = text.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        text.drain(..begin);
+    }
+    Ok(Part { text, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_follows_a_log_sees_each_line_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::open(dir.path().join("logs")).unwrap();
+        let name = FunctionName::parse("echo").unwrap();
+        let nothing = logs.read(&name, None).await.unwrap();
+        assert!(nothing.text.is_empty());
+        logs.append(&name, Bytes::from_static(b"one\n")).await;
+        let one = logs.read(&name, Some(nothing.next)).await.unwrap();
+        assert_eq!(one.text, b"one\n");
+        logs.append(&name, Bytes::from(vec![b'x'; MAX_FILE as usize])).await;
+        logs.append(&name, Bytes::from_static(b"two\n")).await;
+        let two = logs.read(&name, Some(one.next)).await.unwrap();
+        assert_eq!(two.text, b"two\n", "the new file, from its beginning");
+        let cursor: Cursor = two.next.to_string().parse().unwrap();
+        assert!(logs.read(&name, Some(cursor)).await.unwrap().text.is_empty());
+        assert!("x-1".parse::<Cursor>().is_err());
+    }
+}

@@ -1,0 +1,73 @@
+//! The gateway's process: what the supervisor starts as an ordinary user.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use nix::sys::signal::{SigSet, Signal};
+use sock_pkgcache::{Interpreter, Sources};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Auth, GatewayConfig};
+use crate::doctor::DEFAULT_PYTHON;
+use crate::engine::{Engine, EngineOptions};
+use crate::keys::{AccessKey, Keys};
+use crate::supervisor::ServeOptions;
+
+/// Serves until SIGTERM. Called in a process that has given up root and has one thread yet.
+pub(crate) fn run(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd) -> Result<(), String> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("SOCK_LOG").unwrap_or_else(|_| "warn,sock_gateway=info".into()),
+        )
+        .init();
+    // The supervisor waits for this signal by a descriptor and has blocked it; here it has to arrive.
+    SigSet::from(Signal::SIGTERM).thread_unblock().map_err(|errno| errno.to_string())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| format!("failed to start the runtime: {error}"))?.block_on(serve(options, listener, launcher))
+}
+
+async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd) -> Result<(), String> {
+    let mut stop = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let interpreters = interpreters(&options.pythons)?;
+    let given = Sources { index_url: options.index_url.clone(), find_links: options.find_links.clone() };
+    let sources = given.or(Sources::from_env());
+    let python = interpreters.first().cloned().ok_or("no interpreter")?;
+    let mut config = GatewayConfig::open(&options.data_dir, interpreters, sources).map_err(chain)?;
+    if let Some(key) = &options.access_key {
+        let key = AccessKey::parse(key).map_err(chain)?;
+        config.auth = match config.auth {
+            Auth::Keys(keys) => Auth::Keys(keys.with(key)),
+            Auth::Open => Auth::Keys(Keys::new(vec![key])),
+        };
+    }
+    if options.no_auth {
+        config.auth = Auth::Open;
+    }
+    let engine = Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), python }).await?;
+    println!("serving http://{}", options.listen);
+    // Whoever started the server may have closed its end by now.
+    let _ = std::io::stdout().flush();
+    let shutdown = async move {
+        stop.recv().await;
+    };
+    crate::gateway::serve(listener, config, engine, shutdown).await.map_err(chain)
+}
+
+fn interpreters(paths: &[PathBuf]) -> Result<Vec<Interpreter>, String> {
+    let default = [PathBuf::from(DEFAULT_PYTHON)];
+    let paths = if paths.is_empty() { &default[..] } else { paths };
+    paths.iter().map(|path| Interpreter::probe(path).map_err(chain)).collect()
+}
+
+fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,156 @@
+//! What the registry knows of a function.
+//!
+//! A function has one deployment that its owner wants and, once that has succeeded, one that is live. They differ while an
+//! update is being installed and after one has failed: invocations go on with the live one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sock_pkgcache::{Lock, View};
+
+use crate::names::{FunctionName, LATEST, Realm};
+use crate::runner::Function;
+
+/// With the value `true`: every invocation gets an instance of its own.
+pub(crate) const TAG_FRESH: &str = "sock:fresh";
+/// With the value `true`: `POST /run/{name}` asks for no key.
+pub(crate) const TAG_PUBLIC: &str = "sock:public";
+
+/// A function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) name: FunctionName,
+    pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) wanted: Deployment,
+    pub(crate) status: Status,
+    pub(crate) live: Option<Deployment>,
+    /// When its owner last changed it, as the API writes it.
+    pub(crate) modified: String,
+}
+
+/// Code and configuration that belong together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Deployment {
+    /// Changes with every deployment.
+    pub(crate) revision: String,
+    pub(crate) config: Config,
+    pub(crate) code: Code,
+    pub(crate) packages: Option<Installed>,
+}
+
+/// How far the wanted deployment has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Status {
+    /// Being installed.
+    Deploying,
+    /// Live.
+    Ready,
+    /// It will never be.
+    Failed(Failure),
+}
+
+/// Why a deployment failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// One of the model's reason codes.
+    pub(crate) code: String,
+    /// For a person.
+    pub(crate) reason: String,
+}
+
+/// A bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Code {
+    /// In hex.
+    pub(crate) sha256: String,
+    pub(crate) size: u64,
+}
+
+/// What was installed for a requirements file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Installed {
+    /// The hash of the requirements file: with the same one the lock stays.
+    pub(crate) requirements_sha256: String,
+    pub(crate) lock: Lock,
+    pub(crate) view: View,
+}
+
+/// What a function's owner sets.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    pub(crate) runtime: String,
+    pub(crate) handler: String,
+    pub(crate) role: String,
+    pub(crate) description: String,
+    /// In seconds.
+    pub(crate) timeout: u32,
+    pub(crate) memory_mb: u32,
+    pub(crate) ephemeral_mb: u32,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) tracing: String,
+    pub(crate) snap_start: String,
+}
+
+/// Values of variables may be secrets.
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.env.keys().collect::<Vec<_>>();
+        f.debug_struct("Config").field("handler", &self.handler).field("env", &names).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// What Lambda takes where nothing is said.
+    pub(crate) fn new() -> Self {
+        Self {
+            runtime: String::new(),
+            handler: String::new(),
+            role: String::new(),
+            description: String::new(),
+            timeout: 3,
+            memory_mb: 128,
+            ephemeral_mb: 512,
+            env: BTreeMap::new(),
+            tracing: "PassThrough".into(),
+            snap_start: "None".into(),
+        }
+    }
+}
+
+impl Record {
+    pub(crate) fn is_public(&self) -> bool {
+        self.tag(TAG_PUBLIC)
+    }
+
+    fn tag(&self, name: &str) -> bool {
+        self.tags.get(name).is_some_and(|value| value == "true")
+    }
+
+    /// What runs.
+    pub(crate) fn live(&self, realm: &Realm) -> Option<Function> {
+        self.live.as_ref().map(|live| self.function(live, realm))
+    }
+
+    /// A deployment of this function as the runner takes it.
+    pub(crate) fn function(&self, deployment: &Deployment, realm: &Realm) -> Function {
+        let Deployment { revision, config, code, packages } = deployment;
+        Function {
+            name: self.name.clone(),
+            arn: realm.arn(&self.name),
+            version: LATEST.into(),
+            handler: config.handler.clone(),
+            runtime: config.runtime.clone(),
+            memory_mb: config.memory_mb,
+            ephemeral_mb: config.ephemeral_mb,
+            timeout: Duration::from_secs(config.timeout.into()),
+            env: config.env.clone(),
+            code_sha256: code.sha256.clone(),
+            code_dir: Path::new("code").join(&code.sha256),
+            view: packages.as_ref().map(|installed| installed.view.clone()),
+            fresh: self.tag(TAG_FRESH),
+            revision: revision.clone(),
+        }
+    }
+}
