@@ -182,7 +182,9 @@ fn unread(error: BodyError, route: &Route, limit: usize, operation: &str) -> Api
             "Request must be smaller than {limit} bytes for the {operation} operation"
         )),
         (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
-        (BodyError::Broken(reason), _) => ApiError::serialization(format!("the body is not complete: {reason}")),
+        (BodyError::Broken(reason), _) => {
+            ApiError::serialization(format!("the body is not complete: {reason}"))
+        }
     }
 }
 

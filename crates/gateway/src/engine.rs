@@ -1,7 +1,7 @@
 //! What runs functions: instances out of zygotes, kept while they are idle, ended when they are not wanted.
 //!
-//! An invocation takes an idle instance of its function if there is one (a warm start); else a fresh one is forked from the
-//! best zygote that may serve it, or, when none may, an interpreter is started for it (a cold start). One instance runs one
+//! An invocation takes an idle instance of its function if there is one (a warm start); else one that the best zygote that
+//! may serve it has forked, ahead of need or now; or, when none may, an interpreter is started for it (a cold start). One instance runs one
 //! invocation at a time; several of one function run side by side.
 //!
 //! Nothing is routed to a process before the launcher has looked at it from outside. An instance that timed out, broke the
@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::names::FunctionName;
 use crate::runner::{BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind};
 use function::Prepared;
-use launcher::{Launcher, LauncherError};
+use launcher::Launcher;
 use process::{Output, Peer, PeerError};
 use python::Python;
 use zygotes::{Key, Zygote, Zygotes};
@@ -47,6 +47,10 @@ const IDLE: Duration = Duration::from_secs(300);
 /// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
 /// for the latter.
 const START: Duration = Duration::from_secs(10);
+
+/// Processes that are tried for an invocation before it fails: a spare may have died while it waited, a zygote at any
+/// time; the last is an interpreter of its own.
+const ATTEMPTS: u32 = 3;
 
 /// What the engine is started with.
 #[derive(Debug)]
@@ -79,7 +83,7 @@ struct Instance {
     /// Of the function's configuration and code that it was started with.
     revision: String,
     peer: Peer,
-    zygote: Option<Arc<Zygote>>,
+    _using: Option<Using>,
     idle_since: Instant,
     max_memory_mb: u32,
     launcher: Launcher,
@@ -87,12 +91,25 @@ struct Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if let Some(zygote) = &self.zygote {
-            zygote.instances.fetch_sub(1, Ordering::AcqRel);
-        }
         if self.id != GONE {
             self.launcher.tell(Request::Destroy { instance: self.id });
         }
+    }
+}
+
+/// Counts an instance among its zygote's, for as long as it is there.
+struct Using(Arc<Zygote>);
+
+impl Using {
+    fn new(zygote: Arc<Zygote>) -> Self {
+        zygote.instances.fetch_add(1, Ordering::AcqRel);
+        Self(zygote)
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -136,11 +153,6 @@ impl Engine {
         });
         tokio::spawn(Self::tidy(Arc::downgrade(&engine)));
         Ok(engine)
-    }
-
-    /// Returns when the launcher is gone, and with it every container.
-    pub(crate) async fn gone(&self) {
-        self.launcher.gone().await;
     }
 
     /// Ends what has been idle for long.
@@ -236,78 +248,26 @@ impl Engine {
         drop(evicted);
     }
 
-    /// Starts a process for the function and has it import the handler.
+    /// Gets a process for the function and has it import the handler.
     async fn start_instance(
         &self,
         prepared: &Prepared,
         phases: &mut Phases,
     ) -> Result<(Instance, StartKind), StartError> {
         let begin = Instant::now();
-        let platform = |error: LauncherError| StartError::Platform(error.to_string());
         let function = &prepared.function;
-        let files = Files {
-            task: Some(function.code_dir.to_string_lossy().into_owned()),
-            opt: None,
-            view: prepared.view.clone(),
-        };
-        let zygote =
-            if function.fresh { None } else { self.zygotes.choose(&prepared.candidate, &prepared.imports) };
-        let limits = prepared.limits;
-        let (request, kind) = match &zygote {
-            Some(zygote) => {
-                // Before the request: from here on the zygote may not be retired.
-                zygote.instances.fetch_add(1, Ordering::AcqRel);
-                (Request::Fork { zygote: zygote.id, files, limits }, StartKind::Zygote)
+        let mut attempt = 1;
+        let (mut instance, kind) = loop {
+            let forking = !function.fresh && attempt < ATTEMPTS;
+            let choose = || self.zygotes.choose(&prepared.candidate, &prepared.imports);
+            match self.obtain(prepared, forking.then(choose).flatten()).await {
+                Ok(obtained) => break obtained,
+                Err(why) if attempt == ATTEMPTS || function.fresh => return Err(StartError::Platform(why)),
+                // None of the function's code has run.
+                Err(why) => tracing::warn!(function = %function.name, why, "trying another process"),
             }
-            None => {
-                let command = Command {
-                    argv: self.python.argv(Entry::Instance),
-                    env: runtime::environment(Entry::Instance),
-                    directory: "/var/task".into(),
-                    role: Role::Instance,
-                    limits,
-                    memory_by_kernel: false,
-                };
-                (Request::Execute { files, command }, StartKind::Cold)
-            }
+            attempt += 1;
         };
-        let called = self.launcher.call(request).await;
-        let release = |error| {
-            if let Some(zygote) = &zygote {
-                zygote.instances.fetch_sub(1, Ordering::AcqRel);
-            }
-            error
-        };
-        let (reply, fds) = called.map_err(platform).map_err(release)?;
-        let Reply::Instance { instance: id } = reply else {
-            return Err(release(StartError::Platform("the launcher answered something else".into())));
-        };
-        let peer = Peer::new(fds).map_err(|error| release(StartError::Platform(error.to_string())))?;
-        let mut instance = Instance {
-            id,
-            revision: function.revision.clone(),
-            peer,
-            zygote: zygote.clone(),
-            idle_since: begin,
-            max_memory_mb: 0,
-            launcher: self.launcher.clone(),
-        };
-        match tokio::time::timeout(START, instance.peer.expect(Kind::Hello)).await {
-            Ok(Ok(_)) => {}
-            outcome => {
-                // Not the function's doing: none of its code has run.
-                let said = String::from_utf8_lossy(&instance.peer.take_output().text).trim().to_owned();
-                if let (Some(zygote), Err(_)) = (&zygote, &outcome) {
-                    self.zygotes.discard(zygote);
-                }
-                let why = match outcome {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => format!("it said nothing for {} s", START.as_secs()),
-                };
-                return Err(StartError::Platform(format!("an instance did not start: {why} {said}")));
-            }
-        }
-        self.launcher.call(Request::Check { instance: id }).await.map_err(platform)?;
         phases.provision = begin.elapsed();
         let begin = Instant::now();
         let init =
@@ -332,6 +292,76 @@ impl Engine {
             }
             Err(_) => Err(StartError::Slow { output: instance.peer.take_output() }),
         }
+    }
+
+    /// A process for the function that has dropped everything, checked from outside, out of `zygote` or by itself.
+    async fn obtain(
+        &self,
+        prepared: &Prepared,
+        zygote: Option<Arc<Zygote>>,
+    ) -> Result<(Instance, StartKind), String> {
+        let function = &prepared.function;
+        let files = Files {
+            task: Some(function.code_dir.to_string_lossy().into_owned()),
+            opt: None,
+            view: prepared.view.clone(),
+        };
+        let limits = prepared.limits;
+        let request = match &zygote {
+            Some(zygote) => Request::Fork { zygote: zygote.id, files, limits },
+            None => {
+                let command = Command {
+                    argv: self.python.argv(Entry::Instance),
+                    env: runtime::environment(Entry::Instance),
+                    directory: "/var/task".into(),
+                    role: Role::Instance,
+                    limits,
+                    memory_by_kernel: false,
+                };
+                Request::Execute { files, command }
+            }
+        };
+        // Before the request: a zygote with instances is not retired.
+        let using = zygote.clone().map(Using::new);
+        let called = self.launcher.call(request).await;
+        let (reply, fds) = called.map_err(|error| error.to_string())?;
+        let Reply::Instance { instance: id, spare } = reply else {
+            return Err("the launcher answered something else".into());
+        };
+        let kind = match (&zygote, spare) {
+            (Some(_), true) => StartKind::Spare,
+            (Some(_), false) => StartKind::Zygote,
+            (None, _) => StartKind::Cold,
+        };
+        let peer = Peer::new(fds).map_err(|error| {
+            self.launcher.tell(Request::Destroy { instance: id });
+            error.to_string()
+        })?;
+        let mut instance = Instance {
+            id,
+            revision: function.revision.clone(),
+            peer,
+            _using: using,
+            idle_since: Instant::now(),
+            max_memory_mb: 0,
+            launcher: self.launcher.clone(),
+        };
+        match tokio::time::timeout(START, instance.peer.expect(Kind::Hello)).await {
+            Ok(Ok(_)) => {}
+            outcome => {
+                let said = String::from_utf8_lossy(&instance.peer.take_output().text).trim().to_owned();
+                if let (Some(zygote), Err(_)) = (&zygote, &outcome) {
+                    self.zygotes.discard(zygote);
+                }
+                let why = match outcome {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("it said nothing for {} s", START.as_secs()),
+                };
+                return Err(format!("an instance did not start: {why} {said}"));
+            }
+        }
+        self.launcher.call(Request::Check { instance: id }).await.map_err(|error| error.to_string())?;
+        Ok((instance, kind))
     }
 
     /// Ends an instance and learns how it had ended by itself.

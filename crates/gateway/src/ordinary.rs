@@ -20,13 +20,16 @@ pub(crate) fn run(options: &ServeOptions, listener: TcpListener, launcher: Owned
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("SOCK_LOG").unwrap_or_else(|_| "warn,sock_gateway=info".into()),
+            tracing_subscriber::EnvFilter::try_from_env("SOCK_LOG")
+                .unwrap_or_else(|_| "warn,sock_gateway=info".into()),
         )
         .init();
     // The supervisor waits for this signal by a descriptor and has blocked it; here it has to arrive.
     SigSet::from(Signal::SIGTERM).thread_unblock().map_err(|errno| errno.to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| format!("failed to start the runtime: {error}"))?.block_on(serve(options, listener, launcher))
+    runtime
+        .map_err(|error| format!("failed to start the runtime: {error}"))?
+        .block_on(serve(options, listener, launcher))
 }
 
 async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd) -> Result<(), String> {
@@ -46,7 +49,8 @@ async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd)
     if options.no_auth {
         config.auth = Auth::Open;
     }
-    let engine = Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), python }).await?;
+    let engine =
+        Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), python }).await?;
     println!("serving http://{}", options.listen);
     // Whoever started the server may have closed its end by now.
     let _ = std::io::stdout().flush();

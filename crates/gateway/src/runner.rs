@@ -47,7 +47,7 @@ pub struct Function {
     pub code_dir: PathBuf,
     /// Its packages; the entries' directories are relative to `packages` in the data directory.
     pub view: Option<View>,
-    /// Whether every invocation gets an instance of its own, which is destroyed afterwards.
+    /// Whether its instances are interpreters of their own, never forked from a zygote.
     pub fresh: bool,
     /// Changes with every deployment: instances of another revision are not to be used for this one.
     pub revision: String,
@@ -172,10 +172,10 @@ impl Function {
         let default = |env: &mut BTreeMap<String, String>, name: &str, value: &str| {
             env.entry(name.into()).or_insert_with(|| value.into());
         };
-        default(&mut env, "LANG", "C.UTF-8");
-        default(&mut env, "PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin");
+        for (name, value) in sock_zygote::runtime::COMMON {
+            default(&mut env, name, value);
+        }
         default(&mut env, "PYTHONPATH", "/var/task:/opt/python:/packages");
-        default(&mut env, "TZ", ":UTC");
         let region = self.arn.split(':').nth(3).unwrap_or_default();
         let fixed = [
             ("_HANDLER", self.handler.as_str()),

@@ -109,6 +109,9 @@ pub enum SuperviseError {
     /// A system call failed.
     #[error(transparent)]
     Syscall(#[from] SyscallError),
+    /// The gateway found something that starting it again will not mend, and has said what.
+    #[error("the server did not start, for the reason above")]
+    Refused,
     /// The processes die as soon as they are started.
     #[error("the server's processes died {0} times within a minute; see the messages above")]
     Dying(usize),
@@ -156,12 +159,12 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
                 let gateway = gateway.wait()?;
                 // The launcher sees the gateway's end close, ends every container, and exits.
                 let launcher = launcher.wait()?;
+                if gateway == Exit::Code(GATEWAY_REFUSED) {
+                    return Err(SuperviseError::Refused);
+                }
                 eprintln!(
                     "sock: the {who} died (launcher: {launcher:?}, gateway: {gateway:?}); starting both again"
                 );
-                if gateway == Exit::Code(GATEWAY_REFUSED) {
-                    return Err(SuperviseError::Dying(1));
-                }
             }
         }
         restarts.retain(|at| at.elapsed() < Duration::from_secs(60));

@@ -1,8 +1,8 @@
 //! The slot builder: a process of its own that makes containers ahead of need.
 //!
 //! ```text
-//! caller ── make(slot) ──▶ builder ──fork──▶ helper ──fork──▶ maker: joins the container's cgroup, enters the zygote's
-//!   ▲                         │                                │       user and PID namespace
+//! caller ── make(slot) ──▶ builder ──fork into the cgroup──▶ helper ──fork──▶ maker: enters the zygote's user and PID
+//!   ▲                         │                                │       namespace
 //!   │                         │                                └─clone3─▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup
 //!   │                         ├──fork──▶ proc maker: enters the new PID namespace, mounts its proc, hands it to PID 1
 //!   └── made: pidfd + ns ◀────┘
@@ -39,12 +39,12 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, SysResult};
-use crate::execute::{Outside, join, perform};
+use crate::execute::{Outside, perform};
 use crate::init::{self, Birth, Command, Exit, FromInit};
 use crate::plan::{self, SlotSpec, Step, Template};
 use crate::sys;
 
-/// A container to make. With it go descriptors, in this order: the entrance of its cgroup, its `/var` mount, the user and
+/// A container to make. With it go descriptors, in this order: the directory of its cgroup, its `/var` mount, the user and
 /// the PID namespace to make it in (if `nested`), then the command's descriptors 0, 1, 2….
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Make {
@@ -276,14 +276,14 @@ impl Server {
     fn clone_init(&self, make: &Make, fds: &[OwnedFd], theirs: OwnedFd) -> SysResult<Pid> {
         let (answer, report) = pair()?;
         let mut theirs = Some(theirs);
-        let helper = sys::fork(|| {
-            let made = join(fds[0].as_fd()).and_then(|()| {
+        let helper = sys::fork_into(fds[0].as_fd(), || {
+            let mut make_it = || {
                 if make.nested {
                     setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
                 }
                 sys::fork(|| exit_code(self.clone_as_sibling(make, fds, &mut theirs, &report)))
-            });
-            exit_code(made.and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
+            };
+            exit_code(make_it().and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
         })?;
         drop((report, theirs));
         let mut number = [0; 4];

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -164,9 +164,4 @@ fn mask(path: &Path) -> SysResult<()> {
     } else {
         mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE).call_on("mount", path)
     }
-}
-
-/// Writes "0" to a group's entrance: the calling process joins it.
-pub(crate) fn join(entrance: BorrowedFd<'_>) -> SysResult<()> {
-    write(entrance, b"0").map(drop).call_on("write", format!("cgroup.procs (fd {})", entrance.as_raw_fd()))
 }

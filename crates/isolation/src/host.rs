@@ -144,12 +144,12 @@ impl Host {
         parent: Option<Parent<'_>>,
         what: (SlotSpec, Option<Command>, &[BorrowedFd<'_>]),
     ) -> SysResult<()> {
-        let entrance = ground.group.entrance()?;
+        let group = ground.group.directory()?;
         let var = detached(nix::fcntl::AT_FDCWD, &ground.var, READ_ONLY)?;
         sys::set_mount_attributes(var.as_fd(), 0, MsFlags::MS_SLAVE.bits())
             .call_on("mount_setattr", &ground.var)?;
         let (spec, command, command_fds) = what;
-        let mut fds = vec![entrance.as_fd(), var.as_fd()];
+        let mut fds = vec![group.as_fd(), var.as_fd()];
         let nested = parent.is_some();
         if let Some(parent) = parent {
             fds.extend([parent.user, parent.pids]);

@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
         let files = Files { task: Some("code/half".into()), ..Files::default() };
         let (reply, fds) = client.call(Request::Fork { zygote: 1, files, limits: Limits::default() })?;
-        let Reply::Instance { instance } = reply else { return Err("unexpected reply".into()) };
+        let Reply::Instance { instance, .. } = reply else { return Err("unexpected reply".into()) };
         let mut peer = Peer::new(fds)?;
         peer.expect(Kind::Hello)?;
         client.call(Request::Check { instance })?;

@@ -40,13 +40,16 @@ pub enum Entry {
     Instance,
 }
 
+/// The variables that every process has from its start, unless its function sets them otherwise: what a zygote's imports
+/// read of them is then what the function's own would have read. No HOME: the home directory is the password file's.
+pub const COMMON: [(&str, &str); 3] =
+    [("LANG", "C.UTF-8"), ("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin"), ("TZ", ":UTC")];
+
 /// The environment that an interpreter is started with, all of it.
 ///
 /// Memory from malloc with huge pages makes the fork of a large zygote about twice as fast (fewer page table entries to
 /// copy). Native libraries that start threads when they are loaded are held to one.
 pub fn environment(what: Entry) -> Vec<(String, String)> {
-    let common =
-        [("LANG", "C.UTF-8"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/tmp"), ("TZ", ":UTC")];
     let zygote = [
         ("PYTHONMALLOC", "malloc"),
         ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
@@ -56,5 +59,5 @@ pub fn environment(what: Entry) -> Vec<(String, String)> {
         ("NUMEXPR_NUM_THREADS", "1"),
     ];
     let own = if what == Entry::Zygote { &zygote[..] } else { &[] };
-    common.iter().chain(own).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    COMMON.iter().chain(own).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }

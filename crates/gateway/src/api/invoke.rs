@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde_json::json;
-use tracing::{error, info};
+use tracing::{debug, error};
 
 use super::error::ApiError;
 use super::functions::{lookup, reference};
@@ -146,7 +146,9 @@ fn invocation(call: &Call, body: &Body) -> Result<Invocation, ApiError> {
     debug_assert!(body.bytes.len() <= MAX_EVENT);
     let event = if body.bytes.is_empty() { Bytes::from_static(b"{}") } else { body.bytes.clone() };
     let wrong = |reason: String| {
-        ApiError::content(format!("Could not parse request body into json: Could not parse payload into json: {reason}"))
+        ApiError::content(format!(
+            "Could not parse request body into json: Could not parse payload into json: {reason}"
+        ))
     };
     // Strings that are skipped are not checked by the parser.
     std::str::from_utf8(&event).map_err(|error| wrong(error.to_string()))?;
@@ -190,7 +192,8 @@ async fn start(
     invocation: Invocation,
     body: Body,
 ) -> Result<Ended, ApiError> {
-    let busy = call.gateway.begin().ok_or_else(|| ApiError::throttled("ConcurrentInvocationLimitExceeded"))?;
+    let busy =
+        call.gateway.begin().ok_or_else(|| ApiError::throttled("ConcurrentInvocationLimitExceeded"))?;
     let gateway = call.gateway.clone();
     let task = tokio::spawn(async move {
         let _held = (busy, body.share);
@@ -206,7 +209,7 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
     let log = Bytes::from(lines(&function, &request_id, &outcome));
     gateway.logs.append(&function.name, log.clone()).await;
     let kind = kind(&outcome.result);
-    info!(
+    debug!(
         request_id,
         function = %function.name,
         start = outcome.start.as_str(),

@@ -89,23 +89,6 @@ impl Launcher {
             }
         });
     }
-
-    /// Returns when the launcher is gone.
-    pub(crate) async fn gone(&self) {
-        loop {
-            if self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-                return;
-            }
-            // The receiving task drops the map, and with it this, when the socket closes.
-            let (sender, receiver) = oneshot::channel();
-            let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-            if let Some(waiting) = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
-            {
-                waiting.insert(id, sender);
-            }
-            let _ = receiver.await;
-        }
-    }
 }
 
 async fn receive(shared: Arc<Shared>) {

@@ -1,15 +1,17 @@
 //! The launcher's process: an event loop over the gateway's socket and the slot builder's.
 //!
-//! A zygote has a pool of slots made ahead; a fork takes one, shows the function's files in it, and sends the zygote one
-//! datagram with the slot's descriptors. From then on the launcher looks only at what the kernel says of the slot.
+//! A zygote has a pool of slots made ahead, and spares in some of them; see `forks`. From the fork on the launcher looks
+//! only at what the kernel says of a slot.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod forks;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
@@ -19,7 +21,7 @@ use super::wire::{Answer, Asked, Files, InstanceId, MAX_MESSAGE, Reply, Request,
 use crate::builder::{self, Event, Made};
 use crate::cgroup::{Limits, Usage};
 use crate::error::{Context, SysResult};
-use crate::host::{Ground, Host, Parent};
+use crate::host::{Ground, Host};
 use crate::ids::{Pair, Pairs};
 use crate::init::{Command, Exit};
 use crate::plan::{self, Nesting, SlotSpec};
@@ -35,11 +37,9 @@ pub struct Options {
     pub tmp_bytes: u64,
 }
 
-/// The most slots that are kept ready for one zygote.
-const MAX_READY: u32 = 64;
-
-/// The most requests that wait for a slot of one zygote: beyond that, the gateway is told to come back.
-const MAX_WAITING: usize = 4096;
+/// A slot that nobody waits for is made once nothing was asked for this long: on a small machine it would compete with
+/// the fork that took the last one.
+const LULL: Duration = Duration::from_millis(4);
 
 /// How often memory is looked at where no controller does it.
 const WATCH: Duration = Duration::from_millis(50);
@@ -57,6 +57,12 @@ enum Owner {
     Alone(InstanceId),
 }
 
+/// A slot with a process of its zygote's in it that waits for a function, and the gateway's ends of its socket and log.
+struct Spare {
+    slot: Slot,
+    fds: Vec<OwnedFd>,
+}
+
 /// A container that the builder was asked for.
 struct Building {
     ground: Ground,
@@ -72,6 +78,8 @@ struct Zygote {
     pairs: Pairs,
     init: Option<Slot>,
     fork_channel: OwnedFd,
+    spares: VecDeque<Spare>,
+    wanted_spares: u32,
     ready: VecDeque<Slot>,
     building: u32,
     target: u32,
@@ -91,11 +99,37 @@ struct Instance {
     ended: bool,
 }
 
+impl Instance {
+    /// `origin`: the base of its user ids, and how many seccomp filters it has to have.
+    fn new(slot: Slot, zygote: Option<ZygoteId>, limits: Limits, origin: (u32, u32)) -> Self {
+        let (base, filters) = origin;
+        let (checked, exit) = (None, None);
+        Self { zygote, slot, limits, base, filters, checked, exit, out_of_memory: false, ended: false }
+    }
+}
+
+/// User ids that are free again when a container is gone.
+enum Ids {
+    /// Of the launcher's own pairs.
+    Alone(Pair),
+    /// Of a zygote's block.
+    Within(ZygoteId, Pair),
+    /// A zygote's, with all that it gave to slots.
+    Block(u32),
+    /// Of a block that its zygote's end frees.
+    WithZygote,
+}
+
+impl Ids {
+    fn of(zygote: Option<ZygoteId>, pair: Pair) -> Self {
+        zygote.map_or(Self::Alone(pair), |zygote| Self::Within(zygote, pair))
+    }
+}
+
 /// Something whose processes are dying; its ground goes when the last is gone.
 struct Dying {
     ground: Ground,
-    pair: Option<(Option<ZygoteId>, Pair)>,
-    block: Option<u32>,
+    ids: Ids,
     /// The builder reported its end.
     ended: bool,
 }
@@ -113,6 +147,8 @@ struct Server {
     instances: BTreeMap<InstanceId, Instance>,
     dying: HashMap<u64, Dying>,
     watched: Instant,
+    /// Zygotes whose pools are to be refilled in the next lull.
+    wanting: BTreeSet<ZygoteId>,
 }
 
 /// Serves requests from `gateway` until it is closed; then ends every container.
@@ -134,6 +170,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         instances: BTreeMap::new(),
         dying: HashMap::new(),
         watched: Instant::now(),
+        wanting: BTreeSet::new(),
     };
     server.run()?;
     server.host.stop()
@@ -145,8 +182,11 @@ impl Server {
         loop {
             let watching = !self.host.has_controller("memory") && !self.instances.is_empty();
             let busy = self.dying.values().any(|dying| dying.ended);
-            let timeout = if watching || busy { WATCH.as_millis() as u16 } else { 0 };
-            let timeout = if timeout == 0 { PollTimeout::NONE } else { PollTimeout::from(timeout) };
+            let timeout = match (self.wanting.is_empty(), watching || busy) {
+                (false, _) => PollTimeout::from(LULL.as_millis() as u8),
+                (true, true) => PollTimeout::from(WATCH.as_millis() as u8),
+                (true, false) => PollTimeout::NONE,
+            };
             let mut wanted = [
                 PollFd::new(self.host.builder_socket(), PollFlags::POLLIN),
                 PollFd::new(self.gateway.as_fd(), PollFlags::POLLIN),
@@ -156,6 +196,9 @@ impl Server {
                 Err(errno) => return Err(errno).call("poll"),
             }
             let [built, asked] = wanted.map(|wanted| wanted.any().unwrap_or(false));
+            if !built && !asked {
+                self.refill_all();
+            }
             if built {
                 match self.host.event()? {
                     Some(event) => self.event(event)?,
@@ -183,7 +226,11 @@ impl Server {
     fn answer(&self, id: u64, result: Result<Reply, String>, fds: &[OwnedFd]) -> SysResult<()> {
         let text = serde_json::to_vec(&Answer { id, result }).map_err(|_| Errno::EINVAL).call("encode")?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        sys::send(self.gateway.as_fd(), &text, &fds).call("sendmsg to the gateway")
+        match sys::send(self.gateway.as_fd(), &text, &fds) {
+            // It is gone, which the event loop sees next.
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            sent => sent.call("sendmsg to the gateway"),
+        }
     }
 
     fn handle(&mut self, id: u64, request: Request) -> SysResult<()> {
@@ -191,6 +238,9 @@ impl Server {
             Request::AddView { view, layers } => self.add_view(&view, &layers).map(|()| Some(Reply::Done)),
             Request::StartZygote(start) => self.start_zygote(id, start).map(|()| None),
             Request::StopZygote { zygote } => self.stop_zygote(zygote).map(|()| Some(Reply::Done)),
+            Request::KeepSpares { zygote, count } => {
+                self.keep_spares(zygote, count).map(|()| Some(Reply::Done))
+            }
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(|()| None),
             Request::Execute { files, command } => self.execute(id, &files, command).map(|()| None),
             Request::Check { instance } => self.check(instance).map(|()| Some(Reply::Done)),
@@ -252,6 +302,7 @@ impl Server {
         ground.group.limit(&self.host.hierarchy, &command.limits).map_err(text)?;
         self.show(&ground, &files)?;
         let (fork_channel, theirs) = builder::pair().map_err(text)?;
+        fcntl(&fork_channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).call("fcntl F_SETFL").map_err(text)?;
         let (control, control_theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
         let null = null().map_err(text)?;
@@ -264,7 +315,7 @@ impl Server {
         let answer = Some((id, vec![control, log]));
         let owner = Owner::Zygote(zygote);
         self.building.insert(number, Building { ground, pair: None, owner, answer, expected: None });
-        let target = slots.min(MAX_READY);
+        let target = slots.min(forks::MAX_READY);
         self.zygotes.insert(
             zygote,
             Zygote {
@@ -272,6 +323,8 @@ impl Server {
                 pairs: Pairs::default(),
                 init: None,
                 fork_channel,
+                spares: VecDeque::new(),
+                wanted_spares: 0,
                 ready: VecDeque::new(),
                 building: 0,
                 target,
@@ -282,126 +335,22 @@ impl Server {
     }
 
     fn stop_zygote(&mut self, zygote: ZygoteId) -> Result<(), String> {
-        let Zygote { init, ready, block, waiting, .. } =
+        if self.zygotes.get(&zygote).is_some_and(|zygote| zygote.init.is_none()) {
+            return Err(format!("zygote {zygote} is still being made"));
+        }
+        let Zygote { init, ready, spares, block, waiting, .. } =
             self.zygotes.remove(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
         for (id, ..) in waiting {
             self.answer(id, Err(format!("zygote {zygote} was stopped")), &[]).map_err(text)?;
         }
         // Its PID namespace goes, and every slot and instance within it.
-        for slot in ready {
-            self.let_die(slot, None, None);
+        for slot in ready.into_iter().chain(spares.into_iter().map(|spare| spare.slot)) {
+            self.let_die(slot, Ids::WithZygote);
         }
         if let Some(slot) = init {
-            self.let_die(slot, None, Some(block));
+            self.let_die(slot, Ids::Block(block));
         }
         Ok(())
-    }
-
-    /// Keeps the pool of `zygote` full, and more when requests wait.
-    fn refill(&mut self, zygote: ZygoteId) -> Result<(), String> {
-        loop {
-            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
-            let Some(init) = &state.init else { return Ok(()) };
-            let wanted = (state.target as usize).max(state.waiting.len());
-            if state.ready.len() + state.building as usize >= wanted {
-                return Ok(());
-            }
-            let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
-            state.building += 1;
-            // Relative to the zygote's user namespace.
-            let map = pair.map(0);
-            let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
-            let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
-            let number = self.number();
-            let ground = self.host.ground(number).map_err(text)?;
-            let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
-            let spec = self.spec(Nesting::Forbidden);
-            self.host.build(&ground, map, Some(parent), (spec, None, &[])).map_err(text)?;
-            let owner = Owner::Slot(zygote);
-            let building = Building { ground, pair: Some(pair), owner, answer: None, expected: None };
-            self.building.insert(number, building);
-        }
-    }
-
-    fn fork(&mut self, id: u64, zygote: ZygoteId, files: Files, limits: Limits) -> Result<(), String> {
-        bounds(&limits)?;
-        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        if state.waiting.len() >= MAX_WAITING {
-            return Err(format!("{MAX_WAITING} requests wait for zygote {zygote} already"));
-        }
-        state.waiting.push_back((id, files, limits));
-        self.serve_waiting(zygote)?;
-        Ok(())
-    }
-
-    fn serve_waiting(&mut self, zygote: ZygoteId) -> Result<(), String> {
-        loop {
-            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
-            if state.waiting.is_empty() {
-                break;
-            }
-            let Some(slot) = state.ready.pop_front() else { break };
-            let Some((id, files, limits)) = state.waiting.pop_front() else { break };
-            let instance = slot.ground.number;
-            match self.fork_into(zygote, slot, &files, limits) {
-                Ok(fds) => self.answer(id, Ok(Reply::Instance { instance }), &fds),
-                Err(error) => self.answer(id, Err(error), &[]),
-            }
-            .map_err(text)?;
-        }
-        self.refill(zygote)
-    }
-
-    fn fork_into(
-        &mut self,
-        zygote: ZygoteId,
-        slot: Slot,
-        files: &Files,
-        limits: Limits,
-    ) -> Result<Vec<OwnedFd>, String> {
-        let sent = self.send_fork(zygote, &slot, files, limits);
-        match sent {
-            Ok(fds) => {
-                let block = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.block);
-                let instance = Instance {
-                    zygote: Some(zygote),
-                    limits,
-                    base: self.host.ids.block(block),
-                    filters: 2,
-                    checked: None,
-                    exit: None,
-                    out_of_memory: false,
-                    ended: false,
-                    slot,
-                };
-                self.instances.insert(instance.slot.ground.number, instance);
-                Ok(fds)
-            }
-            Err(error) => {
-                self.let_die(slot, Some(zygote), None);
-                Err(error)
-            }
-        }
-    }
-
-    fn send_fork(
-        &self,
-        zygote: ZygoteId,
-        slot: &Slot,
-        files: &Files,
-        limits: Limits,
-    ) -> Result<Vec<OwnedFd>, String> {
-        self.show(&slot.ground, files)?;
-        slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text)?;
-        let entrance = slot.ground.group.entrance().map_err(text)?;
-        let (socket, theirs) = stream_pair().map_err(text)?;
-        let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
-        let mut fds: Vec<BorrowedFd<'_>> = slot.made.namespaces.iter().map(AsFd::as_fd).collect();
-        fds.extend([entrance.as_fd(), theirs.as_fd(), log_theirs.as_fd()]);
-        let channel = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd());
-        let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        sys::send(channel, b"fork", &fds).call("sendmsg to the zygote").map_err(text)?;
-        Ok(vec![socket, log])
     }
 
     fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
@@ -434,34 +383,24 @@ impl Server {
                 if let Some((id, _)) = building.answer {
                     self.answer(id, Err(error.clone()), &[])?;
                 }
-                let pair = match building.owner {
+                let pair = building.pair.unwrap_or_default();
+                let ids = match building.owner {
                     Owner::Zygote(zygote) => {
-                        if let Some(zygote) = self.zygotes.remove(&zygote) {
-                            self.blocks.push(zygote.block);
-                        }
-                        None
+                        let zygote = self.zygotes.remove(&zygote);
+                        zygote.map_or(Ids::WithZygote, |zygote| Ids::Block(zygote.block))
                     }
                     Owner::Slot(zygote) => {
                         self.slot_failed(zygote, &error)?;
-                        building.pair.map(|pair| (Some(zygote), pair))
+                        Ids::Within(zygote, pair)
                     }
-                    Owner::Alone(_) => building.pair.map(|pair| (None, pair)),
+                    Owner::Alone(_) => Ids::Alone(pair),
                 };
-                let dying = Dying { ground: building.ground, pair, block: None, ended: true };
+                let dying = Dying { ground: building.ground, ids, ended: true };
                 self.dying.insert(slot, dying);
                 self.bury()
             }
             Event::Ended { slot, exit } => self.ended(slot, exit),
         }
-    }
-
-    /// Whoever waits for a slot is told why there is none, rather than being kept waiting.
-    fn slot_failed(&mut self, zygote: ZygoteId, error: &str) -> SysResult<()> {
-        let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
-        state.building -= 1;
-        let waiting = state.waiting.pop_front();
-        eprintln!("sock: launcher: failed to make a slot: {error}");
-        waiting.map_or(Ok(()), |(id, ..)| self.answer(id, Err(error.to_owned()), &[]))
     }
 
     fn made(&mut self, number: u64, made: Made) -> SysResult<()> {
@@ -472,52 +411,34 @@ impl Server {
         match owner {
             Owner::Zygote(zygote) => {
                 let Some(state) = self.zygotes.get_mut(&zygote) else {
-                    self.let_die(slot, None, None);
+                    self.let_die(slot, Ids::WithZygote);
                     return Ok(());
                 };
                 state.init = Some(slot);
                 if let Some((id, fds)) = answer {
                     self.answer(id, Ok(Reply::Zygote), &fds)?;
                 }
-                self.report(zygote)
+                self.slot_made(zygote)
             }
             Owner::Slot(zygote) => {
                 let Some(state) = self.zygotes.get_mut(&zygote) else {
-                    self.let_die(slot, None, None);
+                    self.let_die(slot, Ids::WithZygote);
                     return Ok(());
                 };
                 state.building -= 1;
                 state.ready.push_back(slot);
-                self.report(zygote)
+                self.slot_made(zygote)
             }
             Owner::Alone(instance) => {
                 let (limits, filters) = expected.unwrap_or_default();
-                let base = self.host.ids.block(0);
-                let state = Instance {
-                    zygote: None,
-                    slot,
-                    limits,
-                    base,
-                    filters,
-                    checked: None,
-                    exit: None,
-                    out_of_memory: false,
-                    ended: false,
-                };
+                let state = Instance::new(slot, None, limits, (self.host.ids.block(0), filters));
                 self.instances.insert(instance, state);
                 match answer {
-                    Some((id, fds)) => self.answer(id, Ok(Reply::Instance { instance }), &fds),
+                    Some((id, fds)) => self.answer(id, Ok(Reply::Instance { instance, spare: false }), &fds),
                     None => Ok(()),
                 }
             }
         }
-    }
-
-    fn report(&mut self, zygote: ZygoteId) -> SysResult<()> {
-        if let Err(error) = self.serve_waiting(zygote) {
-            eprintln!("sock: launcher: zygote {zygote}: {error}");
-        }
-        Ok(())
     }
 
     fn instance(&mut self, instance: InstanceId) -> Result<&mut Instance, String> {
@@ -554,7 +475,8 @@ impl Server {
         let out_of_memory = instance.out_of_memory || usage.oom_kills > 0;
         let Instance { slot, zygote, ended, .. } = instance;
         let number = slot.ground.number;
-        self.let_die(slot, zygote, None);
+        let ids = Ids::of(zygote, slot.pair);
+        self.let_die(slot, ids);
         if ended && let Some(dying) = self.dying.get_mut(&number) {
             dying.ended = true;
         }
@@ -563,14 +485,13 @@ impl Server {
     }
 
     /// Kills a container and remembers to take its ground away.
-    fn let_die(&mut self, slot: Slot, zygote: Option<ZygoteId>, block: Option<u32>) {
-        let Slot { ground, pair, made } = slot;
+    fn let_die(&mut self, slot: Slot, ids: Ids) {
+        let Slot { ground, made, .. } = slot;
         // Both may be gone already, and that is what is wanted.
         let _ = sys::pidfd_signal(made.pidfd.as_fd(), libc::SIGKILL);
         let _ = ground.group.kill();
         let number = ground.number;
-        let pair = block.is_none().then_some((zygote, pair));
-        self.dying.insert(number, Dying { ground, pair, block, ended: false });
+        self.dying.insert(number, Dying { ground, ids, ended: false });
     }
 
     fn ended(&mut self, number: u64, exit: Option<Exit>) -> SysResult<()> {
@@ -596,15 +517,12 @@ impl Server {
             }
             return self.bury();
         }
-        // A slot that died while it waited for use.
-        for zygote in self.zygotes.values_mut() {
-            if let Some(at) = zygote.ready.iter().position(|slot| slot.ground.number == number)
-                && let Some(Slot { ground, pair, .. }) = zygote.ready.remove(at)
-            {
-                let dying = Dying { ground, pair: Some((None, pair)), block: None, ended: true };
-                self.dying.insert(number, dying);
-                return self.bury();
-            }
+        // A slot that died while it waited for use, or a spare.
+        let lost = self.zygotes.iter_mut().find_map(|(id, zygote)| Some((*id, zygote.lose(number)?)));
+        if let Some((zygote, Slot { ground, pair, .. })) = lost {
+            self.dying.insert(number, Dying { ground, ids: Ids::Within(zygote, pair), ended: true });
+            self.wanting.insert(zygote);
+            return self.bury();
         }
         Ok(())
     }
@@ -619,16 +537,16 @@ impl Server {
                 self.dying.insert(number, dying);
                 continue;
             }
-            match dying.pair {
-                Some((Some(zygote), pair)) => {
+            match dying.ids {
+                Ids::Alone(pair) => self.pairs.give_back(pair),
+                Ids::Within(zygote, pair) => {
                     if let Some(zygote) = self.zygotes.get_mut(&zygote) {
                         zygote.pairs.give_back(pair);
                     }
                 }
-                Some((None, pair)) => self.pairs.give_back(pair),
-                None => {}
+                Ids::Block(block) => self.blocks.push(block),
+                Ids::WithZygote => {}
             }
-            self.blocks.extend(dying.block);
         }
         Ok(())
     }

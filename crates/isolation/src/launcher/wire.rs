@@ -61,7 +61,15 @@ pub enum Request {
         /// Which one.
         zygote: ZygoteId,
     },
-    /// Fork an instance from a zygote. Replies [`Reply::Instance`] with its socket and its log.
+    /// From now on keep so many spares of a zygote: forked, dropped and waiting for a function. They are forked while
+    /// nothing else is asked for. Not before the zygote has imported what it shall: a spare is a copy of it.
+    KeepSpares {
+        /// Which one.
+        zygote: ZygoteId,
+        /// How many; at most 64.
+        count: u32,
+    },
+    /// Get an instance of a zygote: a spare if there is one, else forked now. Replies [`Reply::Instance`] with its socket and its log.
     Fork {
         /// From which zygote.
         zygote: ZygoteId,
@@ -107,6 +115,8 @@ pub enum Reply {
     Instance {
         /// Its name from now on.
         instance: InstanceId,
+        /// Whether it had been forked ahead of the request.
+        spare: bool,
     },
     /// See [`Request::Stats`].
     Stats {

@@ -1,0 +1,213 @@
+//! Zygotes' pools, and instances out of them.
+//!
+//! ```text
+//! builder ─▶ slot ─▶ ready ──────── fork on demand ───────▶ instance
+//!                      └─▶ spare ── given its function ──────▶ instance
+//! ```
+//! A slot is a finished container without a process. A spare has one, forked from the zygote ahead of need: it has entered
+//! and dropped everything, so that a request costs it nothing but the mount of its function's files. Both are made one by
+//! one while nothing else is asked for; requests that find neither wait for slots that are made for them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use super::{
+    Building, Ids, Instance, Owner, Server, Slot, Spare, Zygote, bounds, io_text, stream_pair, text,
+};
+use crate::cgroup::Limits;
+use crate::error::{Context, SysResult};
+use crate::host::Parent;
+use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
+use crate::plan::Nesting;
+use crate::sys;
+
+/// The most slots, and the most spares, that are kept ready for one zygote.
+pub(super) const MAX_READY: u32 = 64;
+
+/// The most requests that wait for a slot of one zygote: beyond that, the gateway is told to come back.
+const MAX_WAITING: usize = 4096;
+
+impl Zygote {
+    /// Takes the slot with this number, which is dead, out of whichever pool has it.
+    pub(super) fn lose(&mut self, number: u64) -> Option<Slot> {
+        if let Some(at) = self.ready.iter().position(|slot| slot.ground.number == number) {
+            return self.ready.remove(at);
+        }
+        let at = self.spares.iter().position(|spare| spare.slot.ground.number == number)?;
+        self.spares.remove(at).map(|spare| spare.slot)
+    }
+}
+
+impl Server {
+    pub(super) fn keep_spares(&mut self, zygote: ZygoteId, count: u32) -> Result<(), String> {
+        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        if count > MAX_READY {
+            return Err(format!("{count} spares of a zygote; {MAX_READY} at most"));
+        }
+        state.wanted_spares = count;
+        self.wanting.insert(zygote);
+        Ok(())
+    }
+
+    /// In a lull: takes every pool that is not full one step on.
+    pub(super) fn refill_all(&mut self) {
+        for zygote in std::mem::take(&mut self.wanting) {
+            if let Err(error) = self.make_spare(zygote).and_then(|()| self.refill(zygote)) {
+                eprintln!("sock: launcher: zygote {zygote}: {error}");
+            }
+        }
+    }
+
+    fn make_spare(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+        if state.spares.len() >= state.wanted_spares as usize {
+            return Ok(());
+        }
+        let Some(slot) = state.ready.pop_front() else { return Ok(()) };
+        self.wanting.insert(zygote);
+        match self.start_child(zygote, &slot) {
+            Ok(fds) => {
+                if let Some(state) = self.zygotes.get_mut(&zygote) {
+                    state.spares.push_back(Spare { slot, fds });
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let ids = Ids::Within(zygote, slot.pair);
+                self.let_die(slot, ids);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes slots for the requests that wait; when none does, one for the pool of `zygote`, if it is not full.
+    fn refill(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        loop {
+            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+            let Some(init) = &state.init else { return Ok(()) };
+            let building = state.building as usize;
+            let pooling = building == 0 && state.ready.len() < state.target as usize;
+            if building >= state.waiting.len() + usize::from(pooling) {
+                return Ok(());
+            }
+            let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
+            state.building += 1;
+            // Relative to the zygote's user namespace.
+            let map = pair.map(0);
+            let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
+            let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
+            let number = self.number();
+            let ground = self.host.ground(number).map_err(text)?;
+            let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
+            let spec = self.spec(Nesting::Forbidden);
+            self.host.build(&ground, map, Some(parent), (spec, None, &[])).map_err(text)?;
+            let owner = Owner::Slot(zygote);
+            let building = Building { ground, pair: Some(pair), owner, answer: None, expected: None };
+            self.building.insert(number, building);
+        }
+    }
+
+    pub(super) fn fork(
+        &mut self,
+        id: u64,
+        zygote: ZygoteId,
+        files: Files,
+        limits: Limits,
+    ) -> Result<(), String> {
+        bounds(&limits)?;
+        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        if let Some(Spare { slot, fds }) = state.spares.pop_front() {
+            self.wanting.insert(zygote);
+            let given = self.give(zygote, slot, &files, limits);
+            let result = given.map(|instance| Reply::Instance { instance, spare: true });
+            return self.answer(id, result, &fds).map_err(text);
+        }
+        if state.waiting.len() >= MAX_WAITING {
+            return Err(format!("{MAX_WAITING} requests wait for zygote {zygote} already"));
+        }
+        state.waiting.push_back((id, files, limits));
+        self.serve_waiting(zygote)
+    }
+
+    /// Forks for the requests that wait, as far as there are slots.
+    pub(super) fn serve_waiting(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        loop {
+            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+            if state.waiting.is_empty() {
+                self.wanting.insert(zygote);
+                return Ok(());
+            }
+            let Some(slot) = state.ready.pop_front() else { break };
+            let Some((id, files, limits)) = state.waiting.pop_front() else { break };
+            let (result, fds) = match self.start_child(zygote, &slot) {
+                Ok(fds) => (self.give(zygote, slot, &files, limits), fds),
+                Err(error) => {
+                    let ids = Ids::Within(zygote, slot.pair);
+                    self.let_die(slot, ids);
+                    (Err(error), Vec::new())
+                }
+            };
+            let result = result.map(|instance| Reply::Instance { instance, spare: false });
+            self.answer(id, result, &fds).map_err(text)?;
+        }
+        self.refill(zygote)
+    }
+
+    /// Makes a slot in which a process was started an instance with these files and limits.
+    fn give(
+        &mut self,
+        zygote: ZygoteId,
+        slot: Slot,
+        files: &Files,
+        limits: Limits,
+    ) -> Result<InstanceId, String> {
+        let limited = slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text);
+        if let Err(error) = limited.and_then(|()| self.show(&slot.ground, files)) {
+            let ids = Ids::Within(zygote, slot.pair);
+            self.let_die(slot, ids);
+            return Err(error);
+        }
+        let number = slot.ground.number;
+        let block = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.block);
+        let base = self.host.ids.block(block);
+        // The zygote's filter, and its own.
+        let instance = Instance::new(slot, Some(zygote), limits, (base, 2));
+        self.instances.insert(number, instance);
+        Ok(number)
+    }
+
+    /// Has the zygote fork itself into `slot`; returns our ends of the child's socket and log.
+    fn start_child(&self, zygote: ZygoteId, slot: &Slot) -> Result<Vec<OwnedFd>, String> {
+        // Its own limits come with its function; until then it only waits.
+        slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
+        let entrance = slot.ground.group.entrance().map_err(text)?;
+        let (socket, theirs) = stream_pair().map_err(text)?;
+        let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+        let mut fds: Vec<BorrowedFd<'_>> = slot.made.namespaces.iter().map(AsFd::as_fd).collect();
+        fds.extend([entrance.as_fd(), theirs.as_fd(), log_theirs.as_fd()]);
+        let channel = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd());
+        let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        // Without waiting: a zygote that takes no more requests must not hold up all others.
+        sys::send(channel, b"fork", &fds).call("sendmsg to the zygote").map_err(text)?;
+        Ok(vec![socket, log])
+    }
+
+    /// Whoever waits for a slot is told why there is none, rather than being kept waiting.
+    pub(super) fn slot_failed(&mut self, zygote: ZygoteId, error: &str) -> SysResult<()> {
+        let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+        state.building -= 1;
+        let waiting = state.waiting.pop_front();
+        eprintln!("sock: launcher: failed to make a slot: {error}");
+        waiting.map_or(Ok(()), |(id, ..)| self.answer(id, Err(error.to_owned()), &[]))
+    }
+
+    /// A slot of `zygote` was made.
+    pub(super) fn slot_made(&mut self, zygote: ZygoteId) -> SysResult<()> {
+        if let Err(error) = self.serve_waiting(zygote) {
+            eprintln!("sock: launcher: zygote {zygote}: {error}");
+        }
+        Ok(())
+    }
+}
