@@ -51,7 +51,8 @@ async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd)
     }
     let engine =
         Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), python }).await?;
-    println!("serving http://{}", options.listen);
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    println!("serving http://{address}");
     // Whoever started the server may have closed its end by now.
     let _ = std::io::stdout().flush();
     let shutdown = async move {

@@ -102,6 +102,14 @@ pub(crate) fn resident(pid: Pid) -> u64 {
     bytes("RssAnon") + bytes("RssShmem")
 }
 
+/// The private memory of a process with its share of what others share with it, bytes; 0 when it is gone.
+pub(crate) fn proportional(pid: Pid) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let fields = fields(&text);
+    let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
+    bytes("Pss_Anon") + bytes("Pss_Shmem")
+}
+
 fn fields(status: &str) -> BTreeMap<&str, &str> {
     status.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name, value.trim())).collect()
 }

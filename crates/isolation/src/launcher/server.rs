@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
-use nix::unistd::pipe2;
+use nix::unistd::{Pid, pipe2};
 
 use super::wire::{Answer, Asked, Files, InstanceId, MAX_MESSAGE, Reply, Request, StartZygote, ZygoteId};
 use crate::builder::{self, Event, Made};
@@ -558,9 +558,14 @@ impl Server {
             let Some(checked) = &instance.checked else { continue };
             let Ok(processes) = instance.slot.ground.group.processes() else { continue };
             let others = processes.into_iter().filter(|pid| *pid != instance.slot.made.init);
-            let resident: u64 = others.map(verify::resident).sum();
+            let others: Vec<Pid> = others.collect();
+            let resident: u64 = others.iter().map(|pid| verify::resident(*pid)).sum();
             // What it was forked with is the zygote's and shared with it.
-            if resident.saturating_sub(checked.resident) > instance.limits.memory {
+            let suspect = resident.saturating_sub(checked.resident) > instance.limits.memory;
+            // Pages that its own processes share were counted for each of them: the dear look divides them.
+            if suspect
+                && others.iter().map(|pid| verify::proportional(*pid)).sum::<u64>() > instance.limits.memory
+            {
                 instance.out_of_memory = true;
                 let _ = instance.slot.ground.group.kill();
             }

@@ -24,15 +24,16 @@ pub(crate) struct Logs {
 
 pub(crate) fn run(options: &Logs) -> Result<ExitCode> {
     let client = options.reading.server.connect()?;
-    let mut from = 0u64;
+    let mut after: Option<String> = None;
     loop {
-        let answer =
-            client.call("GET", &format!("/logs/{}?from={from}", segment(&options.name)), &[], &[])?;
+        let name = segment(&options.name);
+        let target = after.map_or(format!("/logs/{name}"), |after| format!("/logs/{name}?after={after}"));
+        let answer = client.call("GET", &target, &[], &[])?;
         if answer.status != 200 {
             return Err(answer.error());
         }
         print(&answer.body, options.reading.json)?;
-        from = answer.header("x-sock-log-next").and_then(|next| next.parse().ok()).unwrap_or(from);
+        after = answer.header("x-sock-log-next").map(str::to_owned);
         if !options.follow {
             return Ok(ExitCode::SUCCESS);
         }

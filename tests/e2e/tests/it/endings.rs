@@ -1,0 +1,73 @@
+//! How invocations end that do not end well, and what is left of them: nothing.
+
+use serde_json::{Value, json};
+
+use crate::server::{Answer, Server, tests};
+
+fn server(data: &tempfile::TempDir, flags: &[&str]) -> Server {
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/endings.py"), "endings", flags);
+    server
+}
+
+fn end(server: &Server, how: &str) -> Answer {
+    server.run("endings", &json!({"how": how}))
+}
+
+#[test]
+fn a_timeout_kills_the_instance_and_its_children() {
+    let data = tempfile::tempdir().unwrap();
+    let server = server(&data, &["--timeout", "1"]);
+    let late = end(&server, "sleep");
+    assert_eq!(late.status, 504);
+    assert_eq!(late.body["errorType"], "Sandbox.Timedout");
+    assert!(late.body["errorMessage"].as_str().unwrap().ends_with("Task timed out after 1.00 seconds"));
+    assert_ne!(end(&server, "nothing").start, "warm");
+}
+
+#[test]
+fn exits_signals_and_exceptions_are_told_apart() {
+    let data = tempfile::tempdir().unwrap();
+    let server = server(&data, &[]);
+    let exited = end(&server, "exit");
+    assert_eq!(exited.body["errorType"], "Runtime.ExitError");
+    assert!(exited.body["errorMessage"].as_str().unwrap().contains("exit status 3"), "{exited:?}");
+    let killed = end(&server, "signal");
+    assert!(killed.body["errorMessage"].as_str().unwrap().contains("signal: SIGSEGV"), "{killed:?}");
+    let raised = end(&server, "raise");
+    assert_eq!(raised.body["errorType"], "ValueError");
+    assert_eq!(raised.body["errorMessage"], "as asked");
+    assert_eq!(raised.body["stackTrace"].as_array().unwrap().len(), 1);
+    assert_eq!(end(&server, "nothing").start, "warm", "an exception does not end the instance");
+}
+
+#[test]
+fn memory_and_processes_are_limited() {
+    let data = tempfile::tempdir().unwrap();
+    let server = server(&data, &["--timeout", "30"]);
+    let memory = end(&server, "memory");
+    let kind = memory.body["errorType"].as_str().unwrap_or_default();
+    assert!(
+        kind == "MemoryError" || kind == "Runtime.ExitError" || kind == "Runtime.OutOfMemory",
+        "{memory:?}"
+    );
+    let forks = end(&server, "forks");
+    let made = forks.body.as_u64().unwrap_or_else(|| panic!("{forks:?}"));
+    assert!((1..1024).contains(&made), "{made} processes");
+}
+
+#[test]
+fn what_a_function_writes_is_its_log() {
+    let data = tempfile::tempdir().unwrap();
+    let server = server(&data, &[]);
+    assert_eq!(end(&server, "output").status, 200);
+    let log = server.succeed(&["logs", "endings"]);
+    for line in
+        ["about to output", "to stdout", "to stderr", "from a child", "START RequestId: ", "END RequestId: "]
+    {
+        assert_eq!(log.matches(line).count(), 1, "{line:?} in:\n{log}");
+    }
+    assert!(log.contains("REPORT RequestId: "), "{log}");
+    let shown: Value = serde_json::from_str(&server.succeed(&["show", "endings", "--json"])).unwrap();
+    assert_eq!(shown["Configuration"]["State"], "Active", "{shown}");
+}

@@ -1,0 +1,74 @@
+//! What a function is, sees, and is refused: the same from a zygote and cold.
+
+use serde_json::{Value, json};
+
+use crate::server::{Server, tests};
+
+fn check(seen: &Value, what: &str) {
+    let nothing = json!(["0000000000000000"]);
+    let ids = json!(["1000", "1000", "1000", "1000"]);
+    for (field, expected) in [
+        ("Uid", &ids),
+        ("Gid", &ids),
+        ("Groups", &json!([])),
+        ("CapInh", &nothing),
+        ("CapPrm", &nothing),
+        ("CapEff", &nothing),
+        ("CapBnd", &nothing),
+        ("CapAmb", &nothing),
+        ("NoNewPrivs", &json!(["1"])),
+        ("Seccomp", &json!(["2"])),
+    ] {
+        assert_eq!(&seen["status"][field], expected, "{what}: {field}");
+    }
+    assert_eq!(seen["exists"], json!([]), "{what}: of the host");
+    assert_eq!(
+        seen["processes"].as_array().unwrap().len(),
+        2,
+        "{what}: PID 1 and itself: {}",
+        seen["processes"]
+    );
+    assert_eq!(seen["interfaces"], json!(["lo"]), "{what}");
+    assert_eq!(seen["server"], "ECONNREFUSED", "{what}: the server's port");
+    assert_eq!(seen["abroad"], "ENETUNREACH", "{what}");
+    for (path, outcome) in seen["writes"].as_object().unwrap() {
+        if path == "/tmp/x" {
+            assert_eq!(outcome, "ok", "{what}: {path}");
+        } else {
+            assert!(
+                ["EROFS", "EACCES", "EPERM"].contains(&outcome.as_str().unwrap()),
+                "{what}: {path}: {outcome}"
+            );
+        }
+    }
+    for call in
+        ["chroot", "mount", "umount", "unshare_user", "unshare_mount", "setns", "ptrace", "raw", "setuid"]
+    {
+        assert_eq!(seen[call], "EPERM", "{what}: {call}");
+    }
+    assert!(
+        ["EPERM", "EAFNOSUPPORT", "EACCES"].contains(&seen["packet"].as_str().unwrap()),
+        "{what}: packet"
+    );
+    assert_eq!(seen["kill_init"], "EPERM", "{what}: PID 1 is another user's");
+    assert_eq!(seen["descriptors"], json!([0, 1, 2, 3]), "{what}");
+}
+
+#[test]
+fn a_function_is_nobody_and_can_do_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let path = tests("e2e/functions/inside.py");
+    server.deploy(&path, "forked", &["--timeout", "20"]);
+    server.deploy(&path, "cold", &["--timeout", "20", "--fresh"]);
+    // Instances of other functions, whose processes and files must not be seen.
+    server.deploy(&tests("e2e/functions/where.py"), "neighbour", &[]);
+    assert_eq!(server.run("neighbour", &json!({})).status, 200);
+    let event = json!({"port": server.port(), "data": data.path()});
+    for name in ["forked", "cold"] {
+        let answer = server.run(name, &event);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.start == "cold", name == "cold", "{}", answer.start);
+        check(&answer.body, name);
+    }
+}

@@ -1,0 +1,207 @@
+//! A server for one test.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const KEY: (&str, &str) = ("SOCKTEST00000001", "a secret for tests only");
+
+/// A running server; killed with everything in it when dropped.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// What it says on standard error, line by line.
+    said: Mutex<Receiver<String>>,
+    pub(crate) endpoint: String,
+    agent: ureq::Agent,
+}
+
+/// What an invocation was answered with.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) start: String,
+    pub(crate) timing: String,
+    pub(crate) body: Value,
+}
+
+/// A process of a server, or of a container of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    parent: u32,
+    pub(crate) uid: u32,
+    /// In ticks since the machine's start: tells it from another that got its number.
+    started: u64,
+}
+
+pub(crate) fn binary() -> PathBuf {
+    // target/<profile>/deps/it-… → target/<profile>/sock
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    let path = path.join("sock");
+    assert!(path.exists(), "{} is missing: build it first with cargo build --package sock", path.display());
+    path
+}
+
+/// A file or directory beneath `tests/`.
+pub(crate) fn tests(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+impl Server {
+    pub(crate) fn start(data: &Path) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
+        let mut child = Command::new(binary())
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(data)
+            .env("SOCK_ACCESS_KEY", format!("{}:{}", KEY.0, KEY.1.replace(' ', "-")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, said) = channel();
+        // Ends when the last process that may write there has ended.
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                let _ = sender.send(line);
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let endpoint = line.trim().strip_prefix("serving ").unwrap_or_else(|| panic!("no server: {line:?}"));
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
+        Self { child, stdout, said: Mutex::new(said), endpoint: endpoint.to_owned(), agent }
+    }
+
+    /// Waits until it says something with `text` in it.
+    pub(crate) fn wait_for(&self, text: &str) {
+        let said = self.said.lock().unwrap();
+        while !said.recv_timeout(Duration::from_secs(30)).unwrap().contains(text) {}
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.endpoint.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    /// The command line, against this server.
+    pub(crate) fn sock(&self, arguments: &[&str]) -> Output {
+        Command::new(binary())
+            .args(arguments)
+            .args(["--endpoint", &self.endpoint])
+            .env("AWS_ACCESS_KEY_ID", KEY.0)
+            .env("AWS_SECRET_ACCESS_KEY", KEY.1.replace(' ', "-"))
+            .output()
+            .unwrap()
+    }
+
+    /// As [`Server::sock`], of a command that must succeed; returns what it printed.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.sock(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "sock {}: {said}", arguments.join(" "));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn deploy(&self, path: &Path, name: &str, flags: &[&str]) {
+        let path = path.to_str().unwrap();
+        self.succeed(&[&["deploy", path, "--name", name], flags].concat());
+    }
+
+    pub(crate) fn run(&self, name: &str, event: &Value) -> Answer {
+        let url = format!("{}/run/{name}", self.endpoint);
+        let bearer = format!("Bearer {}", KEY.1.replace(' ', "-"));
+        let mut response =
+            self.agent.post(&url).header("authorization", &bearer).send(&event.to_string()).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        let header = |name: &str| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        Answer {
+            status: response.status().as_u16(),
+            start: header("x-sock-start"),
+            timing: header("server-timing"),
+            body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        }
+    }
+
+    /// All processes of the server and of its containers, itself included.
+    pub(crate) fn processes(&self) -> BTreeSet<Process> {
+        let all = processes();
+        let mut ours: BTreeSet<u32> = [self.child.id()].into();
+        loop {
+            let more = all.iter().filter(|p| ours.contains(&p.parent)).map(|p| p.pid);
+            let before = ours.len();
+            ours.extend(more.collect::<Vec<u32>>());
+            if ours.len() == before {
+                return all.into_iter().filter(|process| ours.contains(&process.pid)).collect();
+            }
+        }
+    }
+
+    /// kill -9 of the one process that was started, as a crash or an impatient operator does it. Returns when all
+    /// processes that had its output open are gone.
+    pub(crate) fn kill_9(mut self) {
+        self.child.kill().unwrap();
+        self.ended();
+    }
+
+    /// Ends it as an operator does; returns whether it ended well.
+    pub(crate) fn stop(mut self) -> bool {
+        // Our own child, not waited for yet: nobody else can have its number.
+        let pid = self.child.id().to_string();
+        let told = Command::new("/bin/kill").args(["-TERM", &pid]).status().unwrap();
+        assert!(told.success());
+        self.ended();
+        self.child.wait().unwrap().success()
+    }
+
+    fn ended(&mut self) {
+        self.stdout.read_to_end(&mut Vec::new()).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All processes of the machine. One that ends meanwhile is left out.
+pub(crate) fn processes() -> BTreeSet<Process> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(process).collect()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u32>().ok()
+    };
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name, in parentheses, may hold anything; proc_pid_stat(5), field 22.
+    let started = stat.rsplit(") ").next()?.split(' ').nth(19)?.parse().ok()?;
+    Some(Process { pid, parent: field("PPid:")?, uid: field("Uid:")?, started })
+}
+
+impl Process {
+    pub(crate) fn is_child_of(&self, server: &Server) -> bool {
+        self.parent == server.child.id()
+    }
+}

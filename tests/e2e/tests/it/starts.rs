@@ -1,0 +1,63 @@
+//! Where instances come from, and that no two are the same.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::server::{Server, tests};
+
+#[test]
+fn a_new_instance_is_forked_and_the_next_answer_is_warm() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &[]);
+    let first = server.run("where", &json!({}));
+    assert!(["spare", "zygote"].contains(&first.start.as_str()), "{first:?}");
+    assert_eq!(first.body["calls"], 1);
+    let second = server.run("where", &json!({}));
+    assert_eq!((second.start.as_str(), &second.body["calls"]), ("warm", &json!(2)));
+    assert_eq!(second.body["instance"], first.body["instance"]);
+    for phase in ["queue", "provision", "init", "handler"] {
+        assert!(second.timing.contains(&format!("{phase};dur=")), "{}", second.timing);
+    }
+    assert!(server.stop());
+}
+
+#[test]
+fn fresh_means_an_interpreter_of_its_own() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--fresh"]);
+    assert_eq!(server.run("where", &json!({})).start, "cold");
+    assert_eq!(server.run("where", &json!({})).start, "warm");
+}
+
+#[test]
+fn invocations_of_one_function_run_side_by_side_in_instances_of_their_own() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "30"]);
+    let event = json!({"sleep": 1});
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..12).map(|_| scope.spawn(|| server.run("where", &event))).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    let instances: BTreeSet<&str> =
+        answers.iter().map(|answer| answer.body["instance"].as_str().unwrap()).collect();
+    assert_eq!(instances.len(), 12);
+    let starts: BTreeSet<&str> = answers.iter().map(|answer| answer.start.as_str()).collect();
+    // One spare is kept: a burst is forked on demand.
+    assert!(starts.contains("zygote") && starts.is_subset(&["zygote", "spare"].into()), "{starts:?}");
+}
+
+#[test]
+fn a_new_deployment_is_never_answered_by_an_instance_of_the_old() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &[]);
+    let old = server.run("where", &json!({}));
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--env", "GREETING=hello"]);
+    let new = server.run("where", &json!({}));
+    assert_ne!(old.body["instance"], new.body["instance"]);
+    assert_ne!(new.start, "warm");
+}
