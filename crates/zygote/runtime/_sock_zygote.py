@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 
+import _sock_after_fork as after_fork
 import _sock_instance as instance
 import _sock_recorder as recorder
 
@@ -70,17 +71,6 @@ def enter(fds):
         check(setns(fds[name], CLONE[name]), "setns " + name)
 
 
-def arrange(fds):
-    """Descriptors 0, 1, 2 and 3 as an instance has them, and no others."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for number, fd in enumerate((null, fds["log"], fds["log"], fds["socket"])):
-        # Every one of them is above 3: those below were open already in the zygote.
-        os.dup2(fd, number)
-    os.closerange(4, 1 << 20)
-    # The object would close the number, which is the instance's socket now.
-    channel.detach()
-
-
 def drop():
     """Gives up everything, for good."""
     for capability in capabilities:
@@ -94,26 +84,18 @@ def drop():
     check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
 
-def mend():
-    """What has to differ between children of one parent, or does not survive a fork."""
-    # The random module does so itself, by os.register_at_fork.
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
-    if loop_at_import:
-        asyncio = sys.modules["asyncio"]
-        asyncio.set_event_loop(asyncio.new_event_loop())
-
-
 def child(fds):
     """The rest of the life of a forked process."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         enter(fds)
-        arrange(fds)
+        after_fork.arrange(fds["log"], fds["socket"])
+        # The object would close the number, which is the instance's socket now.
+        channel.detach()
         os.setsid()
         os.umask(0o022)
         drop()
-        mend()
+        after_fork.mend()
     except BaseException as error:
         os.write(2, ("sock: zygote: failed to become an instance: %r\n" % error).encode())
         os._exit(1)
@@ -175,10 +157,19 @@ def import_one(module, names, errors):
         errors[module] = "%s: %s" % (type(error).__name__, error)
 
 
+def keep_path():
+    """Entries that imports added to sys.path are the function's too, on the side where they were put."""
+    known = standard + [instance.PACKAGES]
+    first = next((at for at, entry in enumerate(sys.path) if entry in known), 0)
+    instance.path_before[:] = sys.path[:first]
+    instance.path_after[:] = [entry for entry in sys.path[first:] if entry not in known]
+
+
 def import_all(imports):
     """Imports, and tells what the sharing rule needs to know about it."""
-    global safe, loop_at_import
-    errors = {}
+    global safe
+    errors, open_before = {}, after_fork.note()
+    instance.watch_logging()
 
     def action():
         for entry in imports:
@@ -187,10 +178,12 @@ def import_all(imports):
     recorder.record(action)
     strangers = threads()
     safe = not strangers
-    events = sys.modules.get("asyncio.events")
-    # mangum and others make a loop at import; its descriptors would be shared by all children.
-    loop_at_import = bool(events) and getattr(getattr(events, "_event_loop_policy", None), "_local", None) is not None
+    instance.env_written.update(recorder.written)
+    keep_path()
+    # What was printed is the zygote's log, not that of each child.
+    instance.flush()
     gc.collect()
+    after_fork.settle(open_before)
     gc.freeze()
     files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
@@ -226,7 +219,7 @@ def loop():
                 control()
 
 
-safe, loop_at_import = True, False
+safe = True
 standard = instance.standard_path()
 sys.path[:] = standard + [instance.PACKAGES]
 baseline = instance.baseline()

@@ -8,6 +8,7 @@ pub const DIRECTORY: &str = "/sock/runtime";
 
 /// File names and contents.
 pub const RUNTIME: &[(&str, &str)] = &[
+    ("_sock_after_fork.py", include_str!("../runtime/_sock_after_fork.py")),
     ("_sock_instance.py", include_str!("../runtime/_sock_instance.py")),
     ("_sock_recorder.py", include_str!("../runtime/_sock_recorder.py")),
     ("_sock_zygote.py", include_str!("../runtime/_sock_zygote.py")),

@@ -12,7 +12,46 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::Value;
 use sock_zygote::frames::{self, Decoder, FunctionInfo, Init, InvokeHeader, Kind};
+use sock_zygote::{Facts, Import};
 use tempfile::TempDir;
+
+/// As a zygote does it, short of entering a container: imports, forks, and the child becomes the instance.
+const ZYGOTE: &str = "
+import builtins, io, json, os, socket, sys
+os.dup2(0, 5)
+os.dup2(os.open('/dev/null', os.O_RDWR), 0)
+for number, end in zip((3, 4), socket.socketpair()):
+    if end.fileno() != number:
+        os.dup2(end.fileno(), number)
+    end.detach()
+sys.path.append(os.getcwd() + '/runtime')
+import _sock_instance as instance
+instance.TASK, instance.LAYERS, instance.PACKAGES = os.getcwd() + '/task', (), os.getcwd() + '/packages'
+real, builtins.open = open, lambda path, *rest: io.BytesIO() if path == '/sock/instance.bpf' else real(path, *rest)
+import _sock_zygote as zygote
+builtins.open = real
+with open('imports.json') as file:
+    facts = zygote.import_all(json.load(file))
+with open('facts.json', 'w') as file:
+    json.dump(facts, file)
+log = os.dup(1)
+if os.fork() == 0:
+    zygote.after_fork.arrange(log, 5)
+    zygote.channel.detach()
+    zygote.after_fork.mend()
+    os._exit(instance.main(3, zygote.standard))
+# Its children are reaped by the kernel: this waits for all of them.
+for number in range(5, 20):
+    if number not in zygote.after_fork.taken and number != log:
+        try:
+            os.close(number)
+        except OSError:
+            pass
+try:
+    os.wait()
+except ChildProcessError:
+    os._exit(0)
+";
 
 /// Puts the descriptors where an instance expects them, and its directories where this test has them.
 const DRIVER: &str = "
@@ -41,10 +80,29 @@ pub(crate) struct Instance {
 impl Instance {
     /// One that has said hello, with `files` as its function's.
     pub(crate) fn start(files: &[(&str, &str)]) -> Self {
+        let files: Vec<_> = files.iter().map(|(name, text)| (format!("task/{name}"), *text)).collect();
+        Self::launch(DRIVER, &files)
+    }
+
+    /// One that a zygote forked that has imported `modules` of `files`, each in `task` or `packages`; and the report.
+    pub(crate) fn forked(modules: &[&str], files: &[(&str, &str)]) -> (Self, Facts) {
+        let imports: Vec<_> =
+            modules.iter().map(|module| Import { module: module.to_string(), names: vec![] }).collect();
+        let imports = serde_json::to_string(&imports).unwrap();
+        let mut files: Vec<_> = files.iter().map(|(name, text)| (name.to_string(), *text)).collect();
+        files.push(("imports.json".into(), &imports));
+        let instance = Self::launch(ZYGOTE, &files);
+        let facts = fs::read(instance.directory.path().join("facts.json")).unwrap();
+        (instance, serde_json::from_slice(&facts).unwrap())
+    }
+
+    fn launch(driver: &str, files: &[(String, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        fs::create_dir(directory.path().join("packages")).unwrap();
+        for name in ["packages", "task"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
         for (name, text) in files {
-            let path = directory.path().join("task").join(name);
+            let path = directory.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
@@ -53,7 +111,7 @@ impl Instance {
         let (log, writer) = std::io::pipe().unwrap();
         fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let mut command = crate::command(directory.path());
-        command.args(["-c", DRIVER]).env("LEFT_OVER", "of the zygote");
+        command.args(["-c", driver]).env("LEFT_OVER", "of the zygote");
         command.stdin(OwnedFd::from(theirs)).stdout(writer.try_clone().unwrap()).stderr(writer);
         let child = command.spawn().unwrap();
         // It holds the other ends.

@@ -3,12 +3,15 @@
 //! `SOCK_TEST_PYTHON` names another interpreter than Debian's, for runs with every version from 3.9.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod after_fork;
 mod answers;
 mod environment;
 mod instance;
 mod loading;
 mod logging;
+mod numpy;
 mod processes;
+mod recorder;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
