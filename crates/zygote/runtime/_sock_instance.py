@@ -23,8 +23,7 @@ CLIENT = ("installation_id", "app_title", "app_version_name", "app_version_code"
 # What the imports of a zygote did that the function's own imports would have done: environment variables that they set
 # (None: removed), entries that they added before and after the others of sys.path.
 env_written, path_before, path_after = {}, [], []
-request_id = ""
-answering = True
+request_id, answering = "", True
 
 
 class Gone(Exception):
@@ -68,13 +67,21 @@ def failure(kind, message, request_id="", stack=()):
         {"errorMessage": message, "errorType": kind, "requestId": request_id, "stackTrace": list(stack)},
         ensure_ascii=False,
     )
-    # Half a surrogate pair is no text to whoever reads this.
     return text.encode("utf-8", "replace")
 
 
 def too_large(request_id):
     message = "Response payload size exceeded maximum allowed payload size (%d bytes)." % MAX_RESULT
     return failure("Function.ResponseSizeTooLarge", message, request_id)
+
+
+def shown(error):
+    try:
+        text = str(error)
+    except Exception:
+        text = "<exception str() failed>"
+    # Half a surrogate pair is no text to whoever reads this.
+    return text.encode("utf-8", "replace").decode()
 
 
 def describe(error, request_id):
@@ -85,17 +92,12 @@ def describe(error, request_id):
     hidden = (__file__, "<frozen importlib", importlib.__file__)
     # As tuples: without the markers below a line that Python has from 3.11.
     frames = [tuple(f) for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(hidden)]
-    try:
-        message = str(error)
-    except Exception:
-        message = "<exception str() failed>"
-    text = failure(type(error).__name__, message, request_id, traceback.format_list(frames))
+    text = failure(type(error).__name__, shown(error), request_id, traceback.format_list(frames))
     return text if len(text) <= MAX_RESULT else too_large(request_id)
 
 
 class Identity:
-    cognito_identity_id = None
-    cognito_identity_pool_id = None
+    cognito_identity_id = cognito_identity_pool_id = None
 
 
 class ClientContext:
@@ -110,10 +112,8 @@ class Client:
 
 
 def client_context(text):
-    if not text:
-        return None
     try:
-        given = json.loads(text)
+        given = json.loads(text or "null")
     except ValueError:
         return None
     if not isinstance(given, dict):
@@ -149,7 +149,9 @@ def search_path(standard):
 
 
 def standard_path():
-    return [entry for entry in sys.path if entry.startswith(sys.prefix + "/lib/") or entry.endswith(".zip")]
+    """Of an interpreter without site. Some distributions have `lib64`."""
+    directories = tuple("%s/%s/" % (sys.prefix, name) for name in ("lib", sys.platlibdir))
+    return [entry for entry in sys.path if entry.startswith(directories) or entry.endswith(".zip")]
 
 
 def load(handler):
@@ -204,7 +206,10 @@ def set_logging(logging):
     class Handler(logging.Handler):
         def emit(self, record):
             record.aws_request_id = request_id
-            sys.stdout.write(self.format(record))
+            try:
+                sys.stdout.write(self.format(record))
+            except Exception:
+                self.handleError(record)
 
     logging.Formatter.converter = time.gmtime
     handler = Handler()
@@ -279,8 +284,7 @@ def flush():
         try:
             stream.flush()
         except Exception:
-            # Closed, replaced by something else, or gone: the handler's business.
-            pass
+            pass  # Closed, replaced by something else, or gone: the handler's business.
 
 
 def plain(value):
@@ -352,21 +356,21 @@ def settle(fd):
     """Makes the process look the same to a handler, whether it was forked from a zygote or not."""
     os.set_inheritable(fd, False)
     os.register_at_fork(after_in_child=lambda: leave(fd))
-    # The platform's script is not the function's: multiprocessing would run it again in each of its processes.
-    sys.modules["__main__"] = type(sys)("__main__")
+    # The platform's script (kept: it is in use) is not the function's; multiprocessing would run it in each process.
+    global script
+    script, sys.modules["__main__"] = sys.modules["__main__"], type(sys)("__main__")
     sys.argv[:] = [""]
     # The site module, which is left out, makes these.
     builtins.exit = builtins.quit = sys.exit
     # What was printed before a time-out kills the process is to be seen.
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.__stdout__, sys.__stderr__):
         stream.reconfigure(line_buffering=True)
 
 
 def main(fd, standard):
     """Serves until the gateway hangs up or the handler ends the process; returns the exit code."""
-    script = sys.modules["__main__"]
-    settle(fd)
     try:
+        settle(fd)
         serve(fd, standard)
     except (Gone, BrokenPipeError, ConnectionResetError):
         return 0
@@ -382,8 +386,6 @@ def main(fd, standard):
         return 1
     finally:
         flush()
-        # Not before: its functions are in use.
-        del script
     return 0
 
 

@@ -99,7 +99,12 @@ def child(fds):
     except BaseException as error:
         os.write(2, ("sock: zygote: failed to become an instance: %r\n" % error).encode())
         os._exit(1)
-    os._exit(instance.main(3, standard))
+    code = 1
+    try:
+        code = instance.main(3, standard)
+    finally:
+        # Whatever happens, it does not come back as a second zygote.
+        os._exit(code)
 
 
 def fork():
@@ -137,8 +142,11 @@ def threads():
     me, names = str(os.getpid()), []
     for task in os.listdir("/proc/self/task"):
         if task != me:
-            with open("/proc/self/task/%s/comm" % task) as file:
-                name = file.read().strip()
+            try:
+                with open("/proc/self/task/%s/comm" % task) as file:
+                    name = file.read().strip()
+            except OSError:
+                continue  # It has ended meanwhile.
             if not name.startswith(ALLOCATOR_THREADS):
                 names.append(name)
     return names
@@ -154,7 +162,7 @@ def import_one(module, names, errors):
             if name != "*" and not hasattr(loaded, name):
                 importlib.import_module(module + "." + name)
     except BaseException as error:
-        errors[module] = "%s: %s" % (type(error).__name__, error)
+        errors[module] = "%s: %s" % (type(error).__name__, instance.shown(error))
 
 
 def keep_path():
@@ -163,6 +171,15 @@ def keep_path():
     first = next((at for at, entry in enumerate(sys.path) if entry in known), 0)
     instance.path_before[:] = sys.path[:first]
     instance.path_after[:] = [entry for entry in sys.path[first:] if entry not in known]
+
+
+def file_of(module):
+    """Not by getattr(), at which a lazy module would load."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:
+        file = None
+    return file if isinstance(file, str) else ""
 
 
 def import_all(imports):
@@ -185,10 +202,10 @@ def import_all(imports):
     gc.collect()
     after_fork.settle(open_before)
     gc.freeze()
-    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    files = [file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
     return {
-        "imported": sorted(set(sys.modules) - set(baseline)),
+        "imported": sorted({name for name in sys.modules if isinstance(name, str)} - set(baseline)),
         "missed": sorted(recorder.missed),
         "lookups": sorted(recorder.lookups),
         "env": sorted(recorder.env),
@@ -232,4 +249,5 @@ if __name__ == "__main__":
     try:
         loop()
     except instance.Gone:
-        pass
+        # What packages would like to do at the end is not for a zygote.
+        os._exit(0)

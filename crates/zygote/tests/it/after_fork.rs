@@ -132,6 +132,37 @@ def handler(event, context):
 ";
 
 #[test]
+fn odd_packages_do_not_end_a_zygote() {
+    let odd = "
+import sys, types
+
+class Odd(Exception):
+    def __str__(self):
+        raise KeyError
+
+class Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        raise RuntimeError('loaded')
+
+sys.modules['odd.lazy'], sys.modules[7] = Lazy('odd.lazy'), sys
+sys.stdout = sys.stderr = None
+raise Odd
+";
+    let app = "def handler(event, context): return event";
+    let files = [
+        ("packages/odd.py", odd),
+        ("packages/exits.py", "raise SystemExit('\\udc80')"),
+        ("task/app.py", app),
+    ];
+    let (mut instance, facts) = Instance::forked(&["odd", "exits"], &files);
+    let errors: Vec<_> = facts.errors.iter().map(|(name, error)| (&**name, &**error)).collect();
+    assert_eq!(errors, [("exits", "SystemExit: ?"), ("odd", "Odd: <exception str() failed>")]);
+    assert!(facts.imported.contains("odd.lazy"));
+    assert_eq!(instance.init("app.handler", &[]).0, Kind::Ready);
+    assert_eq!(instance.call("1"), (Kind::Result, json!(1)));
+}
+
+#[test]
 fn a_function_cannot_tell() {
     let files = [("packages/package.py", PACKAGE), ("task/app.py", APP)];
     let (mut forked, facts) = Instance::forked(&["package", "missing"], &files);

@@ -48,6 +48,8 @@ def handler(event, context):
     logging.getLogger('some.module').info('%s of %s', 1, 2)
     logging.warning('careful')
     logging.debug('hidden')
+    logging.raiseExceptions = False
+    logging.error('%d', 'not a number')
     log.handlers[0].setFormatter(logging.Formatter('%(message)s\\n'))
     logging.error('plain')
 ";
