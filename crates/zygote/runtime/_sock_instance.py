@@ -8,6 +8,7 @@ the list, and the sharing rule excepts it.
 """
 
 import builtins
+import importlib
 import json
 import os
 import sys
@@ -86,7 +87,6 @@ def shown(error):
 
 def describe(error, request_id):
     """An exception as Lambda shows it: without the frames of this file and of the import system."""
-    import importlib
     import traceback
 
     hidden = (__file__, "<frozen importlib", importlib.__file__)
@@ -156,8 +156,6 @@ def standard_path():
 
 def load(handler):
     """Imports `package.module.function` or `directory/module.function`."""
-    import importlib
-
     module_name, dot, name = handler.rpartition(".")
     if not dot or not module_name:
         raise NotLoaded("Runtime.MalformedHandlerName", "Bad handler '%s': expected module.function" % handler)

@@ -13,6 +13,12 @@ import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, __file__.rpartition("/")[0])
 
+import _sock_instance as instance
+
+# Before the others: what an instance that starts by itself has as well. The rest counts as imported, since a function
+# may have modules of its own by those names.
+baseline = instance.baseline()
+
 import ctypes
 import gc
 import json
@@ -22,7 +28,6 @@ import signal
 import socket
 
 import _sock_after_fork as after_fork
-import _sock_instance as instance
 import _sock_recorder as recorder
 
 sys.path.pop(0)
@@ -239,7 +244,6 @@ def loop():
 safe = True
 standard = instance.standard_path()
 sys.path[:] = standard + [instance.PACKAGES]
-baseline = instance.baseline()
 own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 channel = socket.socket(fileno=FORK_CHANNEL)
 # Children are reaped by the kernel: a container's end must not wait for its zygote.

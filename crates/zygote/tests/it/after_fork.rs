@@ -163,6 +163,22 @@ raise Odd
 }
 
 #[test]
+fn the_baseline_is_what_a_cold_start_has() {
+    let app = "import sys\nmodules = sorted(sys.modules)\ndef handler(event, context): return modules";
+    let (_, facts) = Instance::forked(&[], &[("task/app.py", app)]);
+    let mut cold = Instance::of(app);
+    let modules: Vec<String> = serde_json::from_value(cold.call("{}").1).unwrap();
+    let surplus: Vec<_> = facts.baseline.iter().filter(|module| !modules.contains(module)).collect();
+    // The script itself, and what this test's driver needs.
+    assert_eq!(surplus, ["_sock_zygote", "_socket"]);
+    // A function may have modules of its own by these names.
+    assert!(
+        ["ctypes", "socket", "selectors"].iter().all(|module| facts.imported.contains(*module)),
+        "{facts:?}"
+    );
+}
+
+#[test]
 fn a_function_cannot_tell() {
     let files = [("packages/package.py", PACKAGE), ("task/app.py", APP)];
     let (mut forked, facts) = Instance::forked(&["package", "missing"], &files);
