@@ -141,7 +141,10 @@ impl Engine {
         let python = Python::new(&options.python);
         let zygotes = Arc::new(Zygotes::new(launcher.clone(), python.clone()));
         let root = Key { view: None, imports: Vec::new() };
-        zygotes.ensure(root, sock_zygote::Lock::new()).await.map_err(|error| error.to_string())?;
+        zygotes
+            .ensure(root, sock_zygote::Lock::new(), Vec::new())
+            .await
+            .map_err(|error| error.to_string())?;
         let engine = Arc::new(Self {
             launcher,
             zygotes,
@@ -202,7 +205,10 @@ impl Engine {
         if prepared.function.fresh {
             return Ok(());
         }
-        self.zygotes.ensure(prepared.key(), prepared.zygote_lock()).await.map_err(|error| error.to_string())
+        self.zygotes
+            .ensure(prepared.key(), prepared.zygote_lock(), prepared.shared_environment())
+            .await
+            .map_err(|error| error.to_string())
     }
 
     fn take_idle(&self, function: &Function) -> Option<Instance> {
@@ -437,7 +443,10 @@ impl Engine {
             // First use after a restart, or the zygote died: this invocation makes do with the best there is.
             let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
             tokio::spawn(async move {
-                if let Err(error) = zygotes.ensure(prepared.key(), prepared.zygote_lock()).await {
+                if let Err(error) = zygotes
+                    .ensure(prepared.key(), prepared.zygote_lock(), prepared.shared_environment())
+                    .await
+                {
                     tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
                 }
             });

@@ -3,9 +3,10 @@
 /// File names in `/etc` and their contents.
 pub(crate) fn files() -> [(&'static str, &'static str); 6] {
     [
+        // Root is what a zygote is inside: its imports must find the same home as the function's.
         (
             "passwd",
-            "root:x:0:0:root:/:/usr/sbin/nologin\n\
+            "root:x:0:0:root:/tmp:/usr/sbin/nologin\n\
              sock:x:1000:1000:sock:/tmp:/bin/sh\n\
              nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
         ),

@@ -7,6 +7,8 @@ Few imports: each one that a function does not make itself is one that it would 
 the list, and the sharing rule excepts it.
 """
 
+import builtins
+import importlib
 import json
 import os
 import sys
@@ -17,6 +19,12 @@ LAYERS = ("/opt/python", "/opt/python/lib/python%d.%d/site-packages" % sys.versi
 PACKAGES = "/packages"
 # Lambda's bound for a buffered answer, bytes.
 MAX_RESULT = 6291556
+CLIENT = ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name")
+
+# What the imports of a zygote did that the function's own imports would have done: environment variables that they set
+# (None: removed), entries that they added before and after the others of sys.path.
+env_written, path_before, path_after = {}, [], []
+request_id, answering = "", True
 
 
 class Gone(Exception):
@@ -50,43 +58,68 @@ def send(fd, kind, payload=b""):
 
 
 def failure(kind, message, request_id="", stack=()):
-    return json.dumps(
-        {"errorMessage": message, "errorType": kind, "requestId": request_id, "stackTrace": list(stack)}
-    ).encode()
+    """An error as Lambda's clients see it; the log gets it too."""
+    try:
+        trace = "Traceback (most recent call last):\n" + "".join(stack) if stack else ""
+        sys.stdout.write("[ERROR] %s: %s\n%s" % (kind, message[:4096], trace[:16384]))
+    except Exception:
+        pass
+    text = json.dumps(
+        {"errorMessage": message, "errorType": kind, "requestId": request_id, "stackTrace": list(stack)},
+        ensure_ascii=False,
+    )
+    return text.encode("utf-8", "replace")
+
+
+def too_large(request_id):
+    message = "Response payload size exceeded maximum allowed payload size (%d bytes)." % MAX_RESULT
+    return failure("Function.ResponseSizeTooLarge", message, request_id)
+
+
+def shown(error):
+    try:
+        text = str(error)
+    except Exception:
+        text = "<exception str() failed>"
+    # Half a surrogate pair is no text to whoever reads this.
+    return text.encode("utf-8", "replace").decode()
 
 
 def describe(error, request_id):
     """An exception as Lambda shows it: without the frames of this file and of the import system."""
-    import importlib
     import traceback
 
     hidden = (__file__, "<frozen importlib", importlib.__file__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(hidden)]
-    return failure(type(error).__name__, str(error), request_id, traceback.format_list(frames))
+    # As tuples: without the markers below a line that Python has from 3.11.
+    frames = [tuple(f) for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(hidden)]
+    text = failure(type(error).__name__, shown(error), request_id, traceback.format_list(frames))
+    return text if len(text) <= MAX_RESULT else too_large(request_id)
 
 
 class Identity:
-    cognito_identity_id = None
-    cognito_identity_pool_id = None
+    cognito_identity_id = cognito_identity_pool_id = None
 
 
-class Attributes:
-    def __init__(self, values):
-        for name, value in values.items():
-            setattr(self, name, value)
+class ClientContext:
+    def __init__(self, custom, env, client):
+        self.custom, self.env, self.client = custom, env, client
+
+
+class Client:
+    def __init__(self, given):
+        for name in CLIENT:
+            setattr(self, name, given.get(name))
 
 
 def client_context(text):
-    if not text:
-        return None
     try:
-        given = json.loads(text)
+        given = json.loads(text or "null")
     except ValueError:
         return None
-    context = Attributes({"custom": given.get("custom"), "env": given.get("env"), "client": None})
-    if given.get("client"):
-        context.client = Attributes(given["client"])
-    return context
+    if not isinstance(given, dict):
+        return None
+    client = given.get("client")
+    return ClientContext(given.get("custom"), given.get("env"), Client(client) if isinstance(client, dict) else None)
 
 
 class Context:
@@ -112,17 +145,17 @@ class Context:
 def search_path(standard):
     """The path of a function: its own files, its layers, the standard library, its packages."""
     layers = [layer for layer in LAYERS if os.path.isdir(layer)]
-    return [TASK] + layers + list(standard) + [PACKAGES]
+    return path_before + [TASK] + layers + list(standard) + [PACKAGES] + path_after
 
 
 def standard_path():
-    return [entry for entry in sys.path if entry.startswith(sys.prefix + "/lib/") or entry.endswith(".zip")]
+    """Of an interpreter without site. Some distributions have `lib64`."""
+    directories = tuple("%s/%s/" % (sys.prefix, name) for name in ("lib", sys.platlibdir))
+    return [entry for entry in sys.path if entry.startswith(directories) or entry.endswith(".zip")]
 
 
 def load(handler):
     """Imports `package.module.function` or `directory/module.function`."""
-    import importlib
-
     module_name, dot, name = handler.rpartition(".")
     if not dot or not module_name:
         raise NotLoaded("Runtime.MalformedHandlerName", "Bad handler '%s': expected module.function" % handler)
@@ -144,8 +177,10 @@ def load(handler):
 
 def takes_context(function):
     """Whether to call `f(event, context)` or `f(event)`; without the inspect module, which imports a great deal."""
+    if not hasattr(function, "__code__") and not isinstance(function, type):
+        function = getattr(function, "__call__", function)
     bound = hasattr(function, "__self__")
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    code = getattr(function, "__code__", None)
     if code is None:
         return True
     variadic = code.co_flags & 0x04
@@ -155,7 +190,59 @@ def takes_context(function):
 def set_environment(env):
     os.environ.clear()
     os.environ.update(env)
+    for name, value in env_written.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     time.tzset()
+
+
+def set_logging(logging):
+    """As Lambda has it: the root logger has a handler, so what passes a logger's level is printed."""
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            record.aws_request_id = request_id
+            try:
+                sys.stdout.write(self.format(record))
+            except Exception:
+                self.handleError(record)
+
+    logging.Formatter.converter = time.gmtime
+    handler = Handler()
+    text = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s\n"
+    handler.setFormatter(logging.Formatter(text, "%Y-%m-%dT%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+
+
+class LoggingFinder:
+    """Waits for the first import of logging: to import it ahead would double the time that a cold start takes."""
+
+    waits = True
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "logging" or not cls.waits:
+            return None
+        cls.waits = False
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                set_logging(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def watch_logging():
+    if LoggingFinder.waits and LoggingFinder not in sys.meta_path:
+        sys.meta_path.insert(0, LoggingFinder)
 
 
 def take(fd, standard):
@@ -167,6 +254,7 @@ def take(fd, standard):
     start = time.perf_counter()
     set_environment(init["env"])
     sys.path[:] = search_path(standard)
+    watch_logging()
     # An overlay's root may carry the time stamp of the zygote's: its listing must not be taken for this one's.
     for entry in list(sys.path_importer_cache):
         if entry not in standard:
@@ -190,33 +278,55 @@ def take(fd, standard):
 
 
 def flush():
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
+        except Exception:
+            pass  # Closed, replaced by something else, or gone: the handler's business.
+
+
+def plain(value):
+    """Numbers as boto3 reads them from a table are JSON's numbers to Lambda."""
+    decimal = sys.modules.get("decimal")
+    if decimal is None or not isinstance(value, decimal.Decimal):
+        raise TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+    return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+
+
+def marshal(result):
+    try:
+        return json.dumps(result, ensure_ascii=False, default=plain).encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair (a file name that is no UTF-8, say) has to be escaped.
+        return json.dumps(result, default=plain).encode()
+
+
+def invoke(function, header, event):
+    """Calls the handler; returns the frame that answers."""
+    handler, with_context, info = function
+    try:
+        event = json.loads(event)
+    except Exception as error:
+        return b"e", failure("Runtime.UnmarshalError", "Unable to unmarshal input: %s" % error, request_id)
+    try:
+        result = handler(event, Context(info, header)) if with_context else handler(event)
+    except Exception as error:
+        if not answering:
+            raise
+        return b"e", describe(error, request_id)
+    try:
+        text = marshal(result)
+    except Exception as error:
+        return b"e", failure("Runtime.MarshalError", "Unable to marshal response: %s" % error, request_id)
+    return (b"r", text) if len(text) <= MAX_RESULT else (b"e", too_large(request_id))
 
 
 def answer(fd, function, payload):
-    handler, with_context, info = function
+    global request_id
     size = int.from_bytes(payload[:4], "little")
     header = json.loads(payload[4:4 + size])
     request_id = header["request_id"]
-    try:
-        event = json.loads(payload[4 + size:])
-        result = handler(event, Context(info, header)) if with_context else handler(event)
-    except Exception as error:
-        reply = b"e", describe(error, request_id)
-    else:
-        try:
-            text = json.dumps(result, ensure_ascii=False).encode()
-            reply = b"r", text
-            if len(text) > MAX_RESULT:
-                message = "Response payload size exceeded maximum allowed payload size (%d bytes)." % MAX_RESULT
-                reply = b"e", failure("Function.ResponseSizeTooLarge", message, request_id)
-        except Exception as error:
-            message = "Unable to marshal response: %s" % error
-            reply = b"e", failure("Runtime.MarshalError", message, request_id)
+    reply = invoke(function, header, payload[4 + size:])
     flush()
     send(fd, *reply)
 
@@ -230,9 +340,35 @@ def serve(fd, standard):
             answer(fd, function, payload)
 
 
+def leave(fd):
+    """In a process that the handler forked: should it come back from the handler, it has nobody to answer."""
+    global answering
+    if answering:
+        answering = False
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, fd, False)
+        os.close(null)
+
+
+def settle(fd):
+    """Makes the process look the same to a handler, whether it was forked from a zygote or not."""
+    os.set_inheritable(fd, False)
+    os.register_at_fork(after_in_child=lambda: leave(fd))
+    # The platform's script (kept: it is in use) is not the function's; multiprocessing would run it in each process.
+    global script
+    script, sys.modules["__main__"] = sys.modules["__main__"], type(sys)("__main__")
+    sys.argv[:] = [""]
+    # The site module, which is left out, makes these.
+    builtins.exit = builtins.quit = sys.exit
+    # What was printed before a time-out kills the process is to be seen.
+    for stream in (sys.__stdout__, sys.__stderr__):
+        stream.reconfigure(line_buffering=True)
+
+
 def main(fd, standard):
     """Serves until the gateway hangs up or the handler ends the process; returns the exit code."""
     try:
+        settle(fd)
         serve(fd, standard)
     except (Gone, BrokenPipeError, ConnectionResetError):
         return 0

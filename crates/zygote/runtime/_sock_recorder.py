@@ -2,7 +2,8 @@
 
 * names that were looked for and not found (another function's packages may have them);
 * look-ups of installed distributions' metadata, "*" for an enumeration of all;
-* environment variables that were read, "*" for an enumeration of all.
+* environment variables that were read, "*" for an enumeration of all;
+* environment variables that were set, which a function's own imports would have set.
 """
 
 import os
@@ -11,6 +12,8 @@ import sys
 missed = set()
 lookups = set()
 env = set()
+# The last value; None when it was removed.
+written = {}
 
 
 class Last:
@@ -27,24 +30,52 @@ class Last:
         lookups.add(name if name else "*")
         return iter(())
 
+    @staticmethod
+    def iter_modules(prefix=""):
+        # pkgutil lists every module there is: plugins are found so.
+        lookups.add("*")
+        return []
+
+
+def text(key):
+    """A variable's name as reports have it: that of os.environb is bytes, and may be no text."""
+    return os.fsdecode(key).encode("utf-8", "replace").decode()
+
 
 def watch_environment():
-    """Makes os.environ note what is read; returns a function that undoes it."""
+    """Makes os.environ, and os.environb with it, note what is read and written; returns a function that undoes it."""
     kind = type(os.environ)
-    get, iterate = kind.__getitem__, kind.__iter__
 
-    def noted_get(self, key):
-        env.add(key)
-        return get(self, key)
+    def all_of(read):
+        def noted(self):
+            env.add("*")
+            return read(self)
 
-    def noted_iterate(self):
-        env.add("*")
-        return iterate(self)
+        return noted
 
-    kind.__getitem__, kind.__iter__ = noted_get, noted_iterate
+    def get(self, key):
+        if isinstance(key, (str, bytes)):
+            env.add(text(key))
+        return own["__getitem__"](self, key)
+
+    def put(self, key, value):
+        own["__setitem__"](self, key, value)
+        written[os.fsdecode(key)] = os.fsdecode(value)
+
+    def remove(self, key):
+        written[os.fsdecode(key)] = None
+        own["__delitem__"](self, key)
+
+    noted = {"__getitem__": get, "__setitem__": put, "__delitem__": remove}
+    for name in ("__iter__", "__len__", "__repr__"):
+        noted[name] = all_of(getattr(kind, name))
+    own = {name: getattr(kind, name) for name in noted}
+    for name, function in noted.items():
+        setattr(kind, name, function)
 
     def undo():
-        kind.__getitem__, kind.__iter__ = get, iterate
+        for name, function in own.items():
+            setattr(kind, name, function)
 
     return undo
 
@@ -56,7 +87,8 @@ def record(action):
     try:
         action()
     finally:
-        sys.meta_path.remove(Last)
+        if Last in sys.meta_path:
+            sys.meta_path.remove(Last)
         undo()
     if "pkg_resources" in sys.modules:
         # It scans every directory of the path when it is imported.

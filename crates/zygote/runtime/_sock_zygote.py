@@ -13,6 +13,12 @@ import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, __file__.rpartition("/")[0])
 
+import _sock_instance as instance
+
+# Before the others: what an instance that starts by itself has as well. The rest counts as imported, since a function
+# may have modules of its own by those names.
+baseline = instance.baseline()
+
 import ctypes
 import gc
 import json
@@ -21,7 +27,7 @@ import select
 import signal
 import socket
 
-import _sock_instance as instance
+import _sock_after_fork as after_fork
 import _sock_recorder as recorder
 
 sys.path.pop(0)
@@ -70,17 +76,6 @@ def enter(fds):
         check(setns(fds[name], CLONE[name]), "setns " + name)
 
 
-def arrange(fds):
-    """Descriptors 0, 1, 2 and 3 as an instance has them, and no others."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for number, fd in enumerate((null, fds["log"], fds["log"], fds["socket"])):
-        # Every one of them is above 3: those below were open already in the zygote.
-        os.dup2(fd, number)
-    os.closerange(4, 1 << 20)
-    # The object would close the number, which is the instance's socket now.
-    channel.detach()
-
-
 def drop():
     """Gives up everything, for good."""
     for capability in capabilities:
@@ -94,30 +89,27 @@ def drop():
     check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
 
-def mend():
-    """What has to differ between children of one parent, or does not survive a fork."""
-    # The random module does so itself, by os.register_at_fork.
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
-    if loop_at_import:
-        asyncio = sys.modules["asyncio"]
-        asyncio.set_event_loop(asyncio.new_event_loop())
-
-
 def child(fds):
     """The rest of the life of a forked process."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         enter(fds)
-        arrange(fds)
+        after_fork.arrange(fds["log"], fds["socket"])
+        # The object would close the number, which is the instance's socket now.
+        channel.detach()
         os.setsid()
         os.umask(0o022)
         drop()
-        mend()
+        after_fork.mend()
     except BaseException as error:
         os.write(2, ("sock: zygote: failed to become an instance: %r\n" % error).encode())
         os._exit(1)
-    os._exit(instance.main(3, standard))
+    code = 1
+    try:
+        code = instance.main(3, standard)
+    finally:
+        # Whatever happens, it does not come back as a second zygote.
+        os._exit(code)
 
 
 def fork():
@@ -155,8 +147,11 @@ def threads():
     me, names = str(os.getpid()), []
     for task in os.listdir("/proc/self/task"):
         if task != me:
-            with open("/proc/self/task/%s/comm" % task) as file:
-                name = file.read().strip()
+            try:
+                with open("/proc/self/task/%s/comm" % task) as file:
+                    name = file.read().strip()
+            except OSError:
+                continue  # It has ended meanwhile.
             if not name.startswith(ALLOCATOR_THREADS):
                 names.append(name)
     return names
@@ -172,13 +167,31 @@ def import_one(module, names, errors):
             if name != "*" and not hasattr(loaded, name):
                 importlib.import_module(module + "." + name)
     except BaseException as error:
-        errors[module] = "%s: %s" % (type(error).__name__, error)
+        errors[module] = "%s: %s" % (type(error).__name__, instance.shown(error))
+
+
+def keep_path():
+    """Entries that imports added to sys.path are the function's too, on the side where they were put."""
+    known = standard + [instance.PACKAGES]
+    first = next((at for at, entry in enumerate(sys.path) if entry in known), 0)
+    instance.path_before[:] = sys.path[:first]
+    instance.path_after[:] = [entry for entry in sys.path[first:] if entry not in known]
+
+
+def file_of(module):
+    """Not by getattr(), at which a lazy module would load."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:
+        file = None
+    return file if isinstance(file, str) else ""
 
 
 def import_all(imports):
     """Imports, and tells what the sharing rule needs to know about it."""
-    global safe, loop_at_import
-    errors = {}
+    global safe
+    errors, open_before = {}, after_fork.note()
+    instance.watch_logging()
 
     def action():
         for entry in imports:
@@ -187,15 +200,17 @@ def import_all(imports):
     recorder.record(action)
     strangers = threads()
     safe = not strangers
-    events = sys.modules.get("asyncio.events")
-    # mangum and others make a loop at import; its descriptors would be shared by all children.
-    loop_at_import = bool(events) and getattr(getattr(events, "_event_loop_policy", None), "_local", None) is not None
+    instance.env_written.update(recorder.written)
+    keep_path()
+    # What was printed is the zygote's log, not that of each child.
+    instance.flush()
     gc.collect()
+    after_fork.settle(open_before)
     gc.freeze()
-    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    files = [file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
     return {
-        "imported": sorted(set(sys.modules) - set(baseline)),
+        "imported": sorted({name for name in sys.modules if isinstance(name, str)} - set(baseline)),
         "missed": sorted(recorder.missed),
         "lookups": sorted(recorder.lookups),
         "env": sorted(recorder.env),
@@ -226,10 +241,9 @@ def loop():
                 control()
 
 
-safe, loop_at_import = True, False
+safe = True
 standard = instance.standard_path()
 sys.path[:] = standard + [instance.PACKAGES]
-baseline = instance.baseline()
 own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 channel = socket.socket(fileno=FORK_CHANNEL)
 # Children are reaped by the kernel: a container's end must not wait for its zygote.
@@ -239,4 +253,5 @@ if __name__ == "__main__":
     try:
         loop()
     except instance.Gone:
-        pass
+        # What packages would like to do at the end is not for a zygote.
+        os._exit(0)

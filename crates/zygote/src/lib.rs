@@ -16,3 +16,8 @@ pub mod sharing;
 pub use runtime::RUNTIME;
 pub use scan::Import;
 pub use sharing::{Candidate, Distribution, Facts, Lock, Node, Unsound, sound};
+
+/// The README's example is compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

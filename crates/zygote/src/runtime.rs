@@ -8,6 +8,7 @@ pub const DIRECTORY: &str = "/sock/runtime";
 
 /// File names and contents.
 pub const RUNTIME: &[(&str, &str)] = &[
+    ("_sock_after_fork.py", include_str!("../runtime/_sock_after_fork.py")),
     ("_sock_instance.py", include_str!("../runtime/_sock_instance.py")),
     ("_sock_recorder.py", include_str!("../runtime/_sock_recorder.py")),
     ("_sock_zygote.py", include_str!("../runtime/_sock_zygote.py")),
@@ -41,9 +42,18 @@ pub enum Entry {
 }
 
 /// The variables that every process has from its start, unless its function sets them otherwise: what a zygote's imports
-/// read of them is then what the function's own would have read. No HOME: the home directory is the password file's.
-pub const COMMON: [(&str, &str); 3] =
-    [("LANG", "C.UTF-8"), ("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin"), ("TZ", ":UTC")];
+/// read of them is what the function's own would have read.
+///
+/// No HOME: functions have none, and pandas and boto3 read it when they are imported; the home directory is the password
+/// file's.
+pub const COMMON: [(&str, &str); 6] = [
+    ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
+    ("LAMBDA_RUNTIME_DIR", "/var/runtime"),
+    ("LAMBDA_TASK_ROOT", "/var/task"),
+    ("LANG", "C.UTF-8"),
+    ("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin"),
+    ("TZ", ":UTC"),
+];
 
 /// The environment that an interpreter is started with, all of it.
 ///

@@ -6,7 +6,8 @@
 //! 1. every distribution that the zygote could import from is in the function's lock, same version, same wheel;
 //! 2. no import that failed in the zygote would succeed in the function's view, and no look-up of metadata would answer
 //!    otherwise (pandas behaves differently where pyarrow is installed);
-//! 3. the function's own files provide no name that the zygote imported or missed;
+//! 3. the function's own files provide no name that the zygote imported or missed, but for those that the runtime itself
+//!    has imported before any function's code runs;
 //! 4. the function's environment agrees on every variable that the imports read.
 //!
 //! Clause 1 looks at the zygote's *view*, which the launcher mounted, and at nothing that the zygote says: code that once
@@ -150,7 +151,7 @@ pub fn sound(node: &Node, function: &Candidate) -> Result<(), Unsound> {
     let top = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     for name in facts.imported.iter().chain(&facts.missed) {
         let name = top(name);
-        if function.own.contains(&name) {
+        if function.own.contains(&name) && !facts.baseline.contains(&name) {
             return Err(Unsound::Own(name));
         }
     }
@@ -333,6 +334,18 @@ mod tests {
         assert_eq!(sound(&node, &function), Ok(()));
         function.env.insert("OMP_NUM_THREADS".into(), "4".into());
         assert!(sound(&node, &function).is_err());
+    }
+
+    #[test]
+    fn what_the_runtime_itself_imports_is_nobodys_own() {
+        let mut node = Node::default();
+        node.facts.safe = true;
+        node.facts.baseline.insert("collections".into());
+        node.facts.imported = ["collections.abc".into(), "socket".into()].into();
+        let mut function = Candidate { own: ["collections".into()].into(), ..Candidate::default() };
+        assert_eq!(sound(&node, &function), Ok(()));
+        function.own.insert("socket".into());
+        assert_eq!(sound(&node, &function), Err(Unsound::Own("socket".into())));
     }
 
     #[test]

@@ -62,6 +62,13 @@ impl Prepared {
         Key { view, imports: self.imports.clone() }
     }
 
+    /// What all functions of this server have alike: imports such as powertools' read it.
+    pub(crate) fn shared_environment(&self) -> Vec<(String, String)> {
+        let names = ["AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "AWS_REGION"];
+        let variable = |name: &str| Some((name.to_owned(), self.candidate.env.get(name)?.clone()));
+        names.into_iter().filter_map(variable).collect()
+    }
+
     /// The lock of that zygote.
     pub(crate) fn zygote_lock(&self) -> Lock {
         if self.imports.is_empty() { Lock::new() } else { self.candidate.lock.clone() }

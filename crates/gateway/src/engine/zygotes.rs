@@ -115,8 +115,13 @@ impl Zygotes {
         best.map(Arc::clone)
     }
 
-    /// Makes sure that there is a zygote for `key`, whose view holds `lock`.
-    pub(crate) async fn ensure(self: &Arc<Self>, key: Key, lock: Lock) -> Result<(), ZygoteError> {
+    /// Makes sure that there is a zygote for `key`, whose view holds `lock`, with `more` variables than all have.
+    pub(crate) async fn ensure(
+        self: &Arc<Self>,
+        key: Key,
+        lock: Lock,
+        more: Vec<(String, String)>,
+    ) -> Result<(), ZygoteError> {
         let _starting = self.starting.lock().await;
         {
             let running = self.lock();
@@ -127,7 +132,7 @@ impl Zygotes {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let command = Command {
             argv: self.python.argv(Entry::Zygote),
-            env: runtime::environment(Entry::Zygote),
+            env: [runtime::environment(Entry::Zygote), more].concat(),
             directory: "/".into(),
             role: Role::Zygote,
             // Room for the largest libraries and for a child for every slot of a burst.

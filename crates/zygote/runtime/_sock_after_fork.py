@@ -1,0 +1,94 @@
+"""What a forked child has to put right before it is anyone's: descriptors, event loops, random numbers. No rights needed.
+
+An object that an import left behind may hold the number of a descriptor, and closes that number when it dies. In the
+child the number would be another's by then, at worst the instance's socket. So the numbers stay taken: /dev/null is
+behind them. Event loops, which people use again, get new descriptors.
+"""
+
+import gc
+import os
+import sys
+
+# Loops of asyncio's own kind, closed in the zygote; and of any other kind, which nobody may free.
+asleep, foreign = [], []
+# The loop that was set: from Python 3.12 a forked child has none.
+current = None
+# Descriptors that imports opened.
+taken = []
+
+
+def note():
+    """The descriptors that are open: `settle` needs to know those from before the imports."""
+    # One of those listed is the listing's own.
+    return {fd for fd in map(int, os.listdir("/proc/self/fd")) if is_open(fd)}
+
+
+def settle(before):
+    """In the zygote, once, after its imports. It never runs a loop: there their descriptors are not needed."""
+    global current
+    events, selectors = sys.modules.get("asyncio.events"), sys.modules.get("asyncio.selector_events")
+    base, own = getattr(events, "AbstractEventLoop", None), getattr(selectors, "BaseSelectorEventLoop", ())
+    if base is not None:
+        # By type(), since isinstance() asks lazy proxies, which run library code.
+        for loop in [thing for thing in gc.get_objects() if issubclass(type(thing), base)]:
+            if issubclass(type(loop), own) and hasattr(loop, "_make_self_pipe"):
+                if not loop._closed:
+                    for thing in (loop._selector, loop._ssock, loop._csock):
+                        thing.close()
+                    asleep.append(loop)
+            else:
+                foreign.append(loop)
+        # Asking the policy itself would make one.
+        policy = getattr(events, "_event_loop_policy", None)
+        current = getattr(getattr(policy, "_local", None), "_loop", None)
+    taken[:] = sorted(note() - before)
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def arrange(log, socket):
+    """Descriptors 0, 1, 2 and 3 as an instance has them; /dev/null where imports had something; and no others."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number, fd in enumerate((null, log, log, socket)):
+        # Every one of them is above 3: those below were open already in the zygote.
+        os.dup2(fd, number)
+    free = 4
+    for number in taken:
+        os.dup2(0, number, False)
+        os.closerange(free, number)
+        free = number + 1
+    # No more than there can be: up to Python 3.9 it tries each.
+    limit = os.sysconf("SC_OPEN_MAX")
+    os.closerange(free, limit if limit > 0 else 1 << 20)
+
+
+def wake(loop):
+    """A loop that was put asleep runs again, and whoever kept it finds it."""
+    from selectors import DefaultSelector
+
+    loop._selector = DefaultSelector()
+    loop._internal_fds = 0
+    loop._make_self_pipe()
+
+
+def mend():
+    """What has to differ between children of one parent, or does not survive a fork."""
+    # The random module does so itself, by os.register_at_fork.
+    seed = getattr(sys.modules.get("numpy.random"), "seed", None)
+    if seed is not None:
+        seed()
+    # Its generator of names notices a fork by the pid, which is the same in each container.
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"]._name_sequence = None
+    for loop in asleep:
+        wake(loop)
+    if current is not None:
+        policy = sys.modules["asyncio.events"]._event_loop_policy
+        other = any(loop is current for loop in foreign)
+        policy.set_event_loop(policy.new_event_loop() if other else current)

@@ -1,0 +1,238 @@
+//! One instance without a container: the gateway's end of its socket and log.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{ErrorKind, PipeReader, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde_json::Value;
+use sock_zygote::frames::{self, Decoder, FunctionInfo, Init, InvokeHeader, Kind};
+use sock_zygote::{Facts, Import};
+use tempfile::TempDir;
+
+/// As a zygote does it, short of entering a container: imports, forks, and the child becomes the instance.
+const ZYGOTE: &str = "
+import _socket, builtins, io, json, os, sys
+os.dup2(0, 5)
+os.dup2(os.open('/dev/null', os.O_RDWR), 0)
+for number, end in zip((3, 4), _socket.socketpair()):
+    if end.fileno() != number:
+        os.dup2(end.fileno(), number)
+    end.detach()
+sys.path.append(os.getcwd() + '/runtime')
+import _sock_instance as instance
+instance.TASK, instance.LAYERS, instance.PACKAGES = os.getcwd() + '/task', (), os.getcwd() + '/packages'
+real, builtins.open = open, lambda path, *rest: io.BytesIO() if path == '/sock/instance.bpf' else real(path, *rest)
+import _sock_zygote as zygote
+builtins.open = real
+with open('imports.json') as file:
+    facts = zygote.import_all(json.load(file))
+with open('facts.json', 'w') as file:
+    json.dump(facts, file)
+log = os.dup(1)
+if os.fork() == 0:
+    zygote.after_fork.arrange(log, 5)
+    zygote.channel.detach()
+    zygote.after_fork.mend()
+    os._exit(instance.main(3, zygote.standard))
+# Its children are reaped by the kernel: this waits for all of them.
+for number in range(5, 20):
+    if number not in zygote.after_fork.taken and number != log:
+        try:
+            os.close(number)
+        except OSError:
+            pass
+try:
+    os.wait()
+except ChildProcessError:
+    os._exit(0)
+";
+
+/// Puts the descriptors where an instance expects them, and its directories where this test has them.
+const DRIVER: &str = "
+import os, sys
+os.dup2(0, 3)
+null = os.open('/dev/null', os.O_RDWR)
+os.dup2(null, 0)
+os.close(null)
+sys.path.append(os.getcwd() + '/runtime')
+import _sock_instance as instance
+instance.TASK, instance.LAYERS, instance.PACKAGES = os.getcwd() + '/task', (), os.getcwd() + '/packages'
+os._exit(instance.main(3, instance.standard_path()))
+";
+
+/// Only a process that hangs takes this long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) struct Instance {
+    child: Child,
+    pub(crate) socket: UnixStream,
+    log: PipeReader,
+    decoder: Decoder,
+    pub(crate) directory: TempDir,
+}
+
+impl Instance {
+    /// One that has said hello, with `files` as its function's.
+    pub(crate) fn start(files: &[(&str, &str)]) -> Self {
+        let files: Vec<_> = files.iter().map(|(name, text)| (format!("task/{name}"), *text)).collect();
+        Self::launch(DRIVER, &files)
+    }
+
+    /// One that a zygote forked that has imported `modules` of `files`, each in `task` or `packages`; and the report.
+    pub(crate) fn forked(modules: &[&str], files: &[(&str, &str)]) -> (Self, Facts) {
+        let imports: Vec<_> =
+            modules.iter().map(|module| Import { module: module.to_string(), names: vec![] }).collect();
+        let imports = serde_json::to_string(&imports).unwrap();
+        let mut files: Vec<_> = files.iter().map(|(name, text)| (name.to_string(), *text)).collect();
+        files.push(("imports.json".into(), &imports));
+        let instance = Self::launch(ZYGOTE, &files);
+        let facts = fs::read(instance.directory.path().join("facts.json")).unwrap();
+        (instance, serde_json::from_slice(&facts).unwrap())
+    }
+
+    fn launch(driver: &str, files: &[(String, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["packages", "task"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        let (log, writer) = std::io::pipe().unwrap();
+        fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut command = crate::command(directory.path());
+        command.args(["-c", driver]).env("LEFT_OVER", "of the zygote");
+        command.stdin(OwnedFd::from(theirs)).stdout(writer.try_clone().unwrap()).stderr(writer);
+        let child = command.spawn().unwrap();
+        // It holds the other ends.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut instance = Self { child, socket, log, decoder: Decoder::default(), directory };
+        assert_eq!(instance.receive(), (Kind::Hello, Vec::new()));
+        instance
+    }
+
+    /// One that has the module `app` with this source, and has loaded `app.handler`.
+    pub(crate) fn of(source: &str) -> Self {
+        let mut instance = Self::start(&[("app.py", source)]);
+        let (kind, payload) = instance.init("app.handler", &[]);
+        assert_eq!(kind, Kind::Ready, "{payload}");
+        instance
+    }
+
+    pub(crate) fn init(&mut self, handler: &str, env: &[(&str, &str)]) -> (Kind, Value) {
+        let env: BTreeMap<_, _> =
+            env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let function = FunctionInfo {
+            name: "fn".into(),
+            version: "7".into(),
+            memory_mb: 256,
+            log_group: "/aws/lambda/fn".into(),
+            log_stream: "2024/[7]x".into(),
+        };
+        let init = Init { handler: handler.into(), env, function };
+        self.send(Kind::Init, &serde_json::to_vec(&init).unwrap());
+        self.answer()
+    }
+
+    /// Sends an invocation with a minute to go.
+    pub(crate) fn invoke(&mut self, event: &[u8]) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let deadline_ms = (now + Duration::from_secs(60)).as_millis() as u64;
+        let header = InvokeHeader {
+            request_id: "id-1".into(),
+            deadline_ms,
+            arn: "arn:fn".into(),
+            client_context: None,
+        };
+        self.send(Kind::Invoke, &frames::invoke(&header, event));
+    }
+
+    pub(crate) fn call(&mut self, event: &str) -> (Kind, Value) {
+        self.invoke(event.as_bytes());
+        self.answer()
+    }
+
+    pub(crate) fn send(&mut self, kind: Kind, payload: &[u8]) {
+        self.socket.write_all(&frames::encode(kind, payload).unwrap()).unwrap();
+    }
+
+    /// The next frame, with this test's directory called `/var`.
+    pub(crate) fn answer(&mut self) -> (Kind, Value) {
+        let (kind, payload) = self.receive();
+        let text = String::from_utf8(payload).unwrap();
+        let text = text.replace(self.directory.path().to_str().unwrap(), "/var");
+        (kind, serde_json::from_str(&text).unwrap())
+    }
+
+    pub(crate) fn receive(&mut self) -> (Kind, Vec<u8>) {
+        self.try_receive().unwrap_or_else(|| {
+            let status = self.child.wait().unwrap();
+            panic!("the process is gone: {status}; it said: {}", self.log())
+        })
+    }
+
+    /// The next frame; `None` when the process has hung up.
+    pub(crate) fn try_receive(&mut self) -> Option<(Kind, Vec<u8>)> {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame);
+            }
+            match self.socket.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(count) => self.decoder.push(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("{error}; it said: {}", self.log()),
+            }
+        }
+    }
+
+    /// What is in the log by now.
+    pub(crate) fn log(&mut self) -> String {
+        let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            match self.log.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => text.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    /// Hangs up and waits for the end: the exit code, and what the log held.
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
+        self.socket.shutdown(Shutdown::Both).unwrap();
+        self.wait()
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(&mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().unwrap();
+        (status.code(), self.log())
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // Ended already, unless a test failed.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// What one invocation of `app.handler` with `{}` answers.
+pub(crate) fn once(source: &str) -> (Kind, Value) {
+    Instance::of(source).call("{}")
+}
