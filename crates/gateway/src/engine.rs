@@ -373,8 +373,10 @@ impl Engine {
     /// Ends an instance and learns how it had ended by itself.
     async fn destroy(&self, instance: &mut Instance) -> Ended {
         let id = std::mem::replace(&mut instance.id, GONE);
-        match self.launcher.call(Request::Destroy { instance: id }).await {
-            Ok((Reply::Destroyed { exit, out_of_memory, usage }, _)) => {
+        // A process that is stuck in the kernel must not hold up the answer.
+        let called = tokio::time::timeout(START, self.launcher.call(Request::Destroy { instance: id })).await;
+        match called {
+            Ok(Ok((Reply::Destroyed { exit, out_of_memory, usage }, _))) => {
                 instance.max_memory_mb = megabytes(usage.memory_peak);
                 Ended { exit, out_of_memory }
             }

@@ -132,6 +132,18 @@ struct Dying {
     ids: Ids,
     /// The builder reported its end.
     ended: bool,
+    /// Who is to be told how it ended.
+    farewell: Option<Farewell>,
+}
+
+/// The answer to a request to destroy an instance: it has to wait until every process is gone, since a process that has
+/// closed its socket need not have exited yet.
+struct Farewell {
+    request: u64,
+    checked: Option<verify::Checked>,
+    exit: Option<Exit>,
+    out_of_memory: bool,
+    usage: Usage,
 }
 
 struct Server {
@@ -247,7 +259,7 @@ impl Server {
             Request::Stats { instance } => {
                 self.instance(instance).map(|instance| Some(Reply::Stats { usage: usage(instance) }))
             }
-            Request::Destroy { instance } => self.destroy(instance).map(Some),
+            Request::Destroy { instance } => self.destroy(id, instance).map(|()| None),
         };
         match result {
             Ok(None) => Ok(()),
@@ -395,7 +407,7 @@ impl Server {
                     }
                     Owner::Alone(_) => Ids::Alone(pair),
                 };
-                let dying = Dying { ground: building.ground, ids, ended: true };
+                let dying = Dying { ground: building.ground, ids, ended: true, farewell: None };
                 self.dying.insert(slot, dying);
                 self.bury()
             }
@@ -466,22 +478,19 @@ impl Server {
         Ok(())
     }
 
-    fn destroy(&mut self, id: InstanceId) -> Result<Reply, String> {
+    fn destroy(&mut self, request: u64, id: InstanceId) -> Result<(), String> {
         let instance = self.instances.remove(&id).ok_or_else(|| format!("there is no instance {id}"))?;
+        // Now, while the process can still be asked; its cgroup is asked again at the end.
         let usage = usage(&instance);
-        let by_kernel =
-            instance.checked.as_ref().and_then(|checked| sys::pidfd_exit_status(checked.pidfd.as_fd()));
-        let exit = instance.exit.or(by_kernel.map(Exit::from_status));
-        let out_of_memory = instance.out_of_memory || usage.oom_kills > 0;
-        let Instance { slot, zygote, ended, .. } = instance;
+        let Instance { slot, zygote, ended, checked, exit, out_of_memory, .. } = instance;
         let number = slot.ground.number;
         let ids = Ids::of(zygote, slot.pair);
         self.let_die(slot, ids);
-        if ended && let Some(dying) = self.dying.get_mut(&number) {
-            dying.ended = true;
+        if let Some(dying) = self.dying.get_mut(&number) {
+            dying.ended = ended;
+            dying.farewell = Some(Farewell { request, checked, exit, out_of_memory, usage });
         }
-        self.bury().map_err(text)?;
-        Ok(Reply::Destroyed { exit, out_of_memory, usage })
+        self.bury().map_err(text)
     }
 
     /// Kills a container and remembers to take its ground away.
@@ -491,12 +500,15 @@ impl Server {
         let _ = sys::pidfd_signal(made.pidfd.as_fd(), libc::SIGKILL);
         let _ = ground.group.kill();
         let number = ground.number;
-        self.dying.insert(number, Dying { ground, ids, ended: false });
+        self.dying.insert(number, Dying { ground, ids, ended: false, farewell: None });
     }
 
     fn ended(&mut self, number: u64, exit: Option<Exit>) -> SysResult<()> {
         if let Some(dying) = self.dying.get_mut(&number) {
             dying.ended = true;
+            if let Some(farewell) = &mut dying.farewell {
+                farewell.exit = farewell.exit.or(exit);
+            }
             return self.bury();
         }
         if let Some(instance) = self.instances.get_mut(&number) {
@@ -520,11 +532,28 @@ impl Server {
         // A slot that died while it waited for use, or a spare.
         let lost = self.zygotes.iter_mut().find_map(|(id, zygote)| Some((*id, zygote.lose(number)?)));
         if let Some((zygote, Slot { ground, pair, .. })) = lost {
-            self.dying.insert(number, Dying { ground, ids: Ids::Within(zygote, pair), ended: true });
+            self.dying.insert(
+                number,
+                Dying { ground, ids: Ids::Within(zygote, pair), ended: true, farewell: None },
+            );
             self.wanting.insert(zygote);
             return self.bury();
         }
         Ok(())
+    }
+
+    fn bid_farewell(&self, farewell: Farewell, ground: &Ground) -> SysResult<()> {
+        let Farewell { request, checked, exit, out_of_memory, usage } = farewell;
+        // A zygote's child has nobody who waits for it; the kernel keeps its status for who holds its pidfd.
+        let kept = checked.and_then(|checked| sys::pidfd_exit_status(checked.pidfd.as_fd()));
+        let exit = exit.or(kept.map(Exit::from_status));
+        let now = ground.group.usage();
+        let usage = Usage {
+            oom_kills: usage.oom_kills.max(now.oom_kills),
+            memory_peak: usage.memory_peak.max(now.memory_peak),
+        };
+        let out_of_memory = out_of_memory || usage.oom_kills > 0;
+        self.answer(request, Ok(Reply::Destroyed { exit, out_of_memory, usage }), &[])
     }
 
     /// Takes away the ground of what is dead.
@@ -532,7 +561,10 @@ impl Server {
         let ended: Vec<u64> =
             self.dying.iter().filter(|(_, dying)| dying.ended).map(|(number, _)| *number).collect();
         for number in ended {
-            let Some(dying) = self.dying.remove(&number) else { continue };
+            let Some(mut dying) = self.dying.remove(&number) else { continue };
+            if let Some(farewell) = dying.farewell.take() {
+                self.bid_farewell(farewell, &dying.ground)?;
+            }
             if !self.host.clear(&dying.ground)? {
                 self.dying.insert(number, dying);
                 continue;

@@ -97,7 +97,7 @@ pub enum Request {
         /// Which one.
         instance: InstanceId,
     },
-    /// End an instance. The reply tells how it ended, or that it was still running.
+    /// End an instance. The reply comes when its last process is gone, and tells how its own process had ended.
     Destroy {
         /// Which one.
         instance: InstanceId,
@@ -125,7 +125,8 @@ pub enum Reply {
     },
     /// See [`Request::Destroy`].
     Destroyed {
-        /// How its process had ended, as far as the kernel tells; `None` when it was running or nobody knows.
+        /// How its process had ended, by SIGKILL if it was running; `None` where the kernel does not tell (before 6.15, of a
+        /// zygote's child).
         exit: Option<Exit>,
         /// It was killed because it used more memory than it may.
         out_of_memory: bool,
