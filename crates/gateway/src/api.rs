@@ -29,6 +29,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::config::Auth;
+use crate::deploy::runtime_name;
 use crate::gateway::Gateway;
 use crate::http::body::{self, Body, BodyError};
 use crate::logs::Cursor;
@@ -71,7 +72,7 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
 async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
     let route = Route::of(&call.head.method, call.head.uri.path())?;
     if route == Route::Health {
-        return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })));
+        return Ok(health(call));
     }
     let keyless = match &route {
         Route::Run(name) => call.may_run(name),
@@ -115,6 +116,13 @@ async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiEr
         Route::Code(f) => code::get(call, &f).await,
         Route::Logs(f) => logs(call, &f).await,
     }
+}
+
+/// That the server answers, and what a client may want to know before it has a key.
+fn health(call: &Call) -> Answer {
+    let runtimes: Vec<String> = call.gateway.config.interpreters.iter().map(runtime_name).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    json(StatusCode::OK, &serde_json::json!({ "status": "ok", "version": version, "runtimes": runtimes }))
 }
 
 /// A function's log from `?after=` on (as given by `x-sock-log-next`), or its end.
@@ -182,7 +190,9 @@ fn unread(error: BodyError, route: &Route, limit: usize, operation: &str) -> Api
             "Request must be smaller than {limit} bytes for the {operation} operation"
         )),
         (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
-        (BodyError::Broken(reason), _) => ApiError::serialization(format!("the body is not complete: {reason}")),
+        (BodyError::Broken(reason), _) => {
+            ApiError::serialization(format!("the body is not complete: {reason}"))
+        }
     }
 }
 
