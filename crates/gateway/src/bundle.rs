@@ -176,12 +176,14 @@ impl Bundles {
             let path = path.to_path_buf();
             move |source| BundleError::Write { path, source }
         };
-        let new = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.root).map_err(at(&self.root))?;
+        let new =
+            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.root).map_err(at(&self.root))?;
         let tree = new.path().join("tree");
         mkdir(&tree).map_err(at(&tree))?;
         unpack(zip, &tree, &self.limits)?;
         let copy = new.path().join("zip");
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(at(&copy))?;
+        let mut file =
+            File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(at(&copy))?;
         file.write_all(zip).and_then(|()| file.sync_all()).map_err(at(&copy))?;
         // Another request may have put the same bundle there meanwhile: its files are the same.
         fs::rename(&copy, &kept).map_err(at(&kept))?;
@@ -258,9 +260,10 @@ fn unpack(zip: &[u8], into: &Path, limits: &BundleLimits) -> Result<(), BundleEr
             if read == 0 {
                 break;
             }
-            left = left
-                .checked_sub(read as u64)
-                .ok_or_else(|| BundleError::TooLarge { entry: file.path.clone(), limit: limits.unpacked_bytes })?;
+            left = left.checked_sub(read as u64).ok_or_else(|| BundleError::TooLarge {
+                entry: file.path.clone(),
+                limit: limits.unpacked_bytes,
+            })?;
             out.write_all(&buffer[..read]).map_err(at)?;
         }
         let mode = if file.executable { 0o755 } else { 0o644 };

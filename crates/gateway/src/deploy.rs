@@ -80,10 +80,14 @@ fn install(gateway: &Gateway, record: &Record) -> Result<Option<Installed>, Fail
         reason: format!("requirements.txt cannot be read: {error}"),
     })?;
     let Some(requirements) = requirements.filter(|text| !text.trim().is_empty()) else { return Ok(None) };
-    let python = interpreter(&gateway.config.interpreters, &wanted.config.runtime).ok_or_else(|| Failure {
-        code: "InvalidRuntime".into(),
-        reason: format!("this server has no {} any more: deploy for another runtime", wanted.config.runtime),
-    })?;
+    let python =
+        interpreter(&gateway.config.interpreters, &wanted.config.runtime).ok_or_else(|| Failure {
+            code: "InvalidRuntime".into(),
+            reason: format!(
+                "this server has no {} any more: deploy for another runtime",
+                wanted.config.runtime
+            ),
+        })?;
     let requirements_sha256 = hex::encode(Sha256::digest(&requirements));
     let earlier = wanted.packages.iter().chain(record.live.iter().filter_map(|live| live.packages.as_ref()));
     let lock = earlier

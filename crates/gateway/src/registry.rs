@@ -88,12 +88,8 @@ impl Registry {
                  PRAGMA user_version = 1;",
             )
             .map_err(at("set up"))?;
-        let registry = Self {
-            path: path.into(),
-            realm,
-            database: Mutex::new(database),
-            functions: RwLock::default(),
-        };
+        let registry =
+            Self { path: path.into(), realm, database: Mutex::new(database), functions: RwLock::default() };
         let records = registry.read_all()?;
         let entries = records.into_iter().map(|record| (record.name.clone(), registry.entry(record)));
         *registry.functions.write().unwrap_or_else(PoisonError::into_inner) = entries.collect();
@@ -129,7 +125,8 @@ impl Registry {
     pub(crate) fn page(&self, after: Option<&FunctionName>, count: usize) -> (Vec<Arc<Entry>>, bool) {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut entries = functions.range::<FunctionName, _>((from, Bound::Unbounded)).map(|(_, entry)| entry);
+        let mut entries =
+            functions.range::<FunctionName, _>((from, Bound::Unbounded)).map(|(_, entry)| entry);
         let page: Vec<_> = entries.by_ref().take(count).cloned().collect();
         (page, entries.next().is_some())
     }
@@ -232,10 +229,12 @@ mod tests {
         for name in ["c", "a", "b"] {
             let record = record(name);
             let name = record.name.clone();
-            registry.change::<_, Never>(&name, |before| {
-                assert!(before.is_none());
-                Ok((Some(record), ()))
-            }).unwrap();
+            registry
+                .change::<_, Never>(&name, |before| {
+                    assert!(before.is_none());
+                    Ok((Some(record), ()))
+                })
+                .unwrap();
         }
         drop(registry);
         let registry = Registry::open(&path, Realm::default()).unwrap();

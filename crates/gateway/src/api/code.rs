@@ -36,7 +36,8 @@ pub(super) async fn get(call: &Call, function: &str) -> Result<Answer, ApiError>
     let entry = find(call, function)?;
     let path = call.gateway.bundles.zip(&entry.record.wanted.code.sha256);
     let zip = tokio::fs::read(&path).await;
-    let zip = zip.map_err(|error| ApiError::service(&format!("failed to read {}: {error}", path.display())))?;
+    let zip =
+        zip.map_err(|error| ApiError::service(&format!("failed to read {}: {error}", path.display())))?;
     let mut answer = Response::new(Full::new(zip.into()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/zip"));
     Ok(answer)

@@ -108,7 +108,9 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
 /// Unpacks and keeps the bundle of a request.
 fn keep(gateway: &Gateway, source: &Source<'_>) -> Result<Code, ApiError> {
     if source.s3_bucket.is_some() || source.image_uri.is_some() {
-        return Err(ApiError::invalid("S3 and images are not supported by this server: send the bundle as ZipFile"));
+        return Err(ApiError::invalid(
+            "S3 and images are not supported by this server: send the bundle as ZipFile",
+        ));
     }
     check_architectures(source.architectures.as_deref())?;
     if source.zip_file.is_empty() {
@@ -150,7 +152,9 @@ pub(super) fn list(call: &Call) -> Result<Answer, ApiError> {
         Some(marker) => {
             let name = URL_SAFE_NO_PAD.decode(marker).ok().and_then(|name| String::from_utf8(name).ok());
             let name = name.and_then(|name| FunctionName::parse(&name).ok());
-            Some(name.ok_or_else(|| ApiError::invalid("Marker must be what an earlier answer gave as NextMarker"))?)
+            Some(name.ok_or_else(|| {
+                ApiError::invalid("Marker must be what an earlier answer gave as NextMarker")
+            })?)
         }
     };
     let qualifier = call.query("FunctionVersion").filter(|version| version == "ALL").map(|_| LATEST);
@@ -178,8 +182,7 @@ pub(super) async fn update_code(call: &Call, function: &str, body: Body) -> Resu
         let code = keep(&gateway, &source)?;
         Ok((code, source.revision_id, source.dry_run == Some(true)))
     };
-    let (code, expected, dry_run) =
-        tokio::task::spawn_blocking(keep).await.map_err(ApiError::panicked)??;
+    let (code, expected, dry_run) = tokio::task::spawn_blocking(keep).await.map_err(ApiError::panicked)??;
     if dry_run {
         return get_configuration(call, function);
     }
@@ -197,8 +200,7 @@ pub(super) async fn update_configuration(
 ) -> Result<Answer, ApiError> {
     let (entry, _) = lookup(call, function)?;
     let name = entry.record.name.clone();
-    let (settings, expected) =
-        (parse::<Settings>(&body.bytes)?, parse::<Revision>(&body.bytes)?.revision_id);
+    let (settings, expected) = (parse::<Settings>(&body.bytes)?, parse::<Revision>(&body.bytes)?.revision_id);
     let gateway = call.gateway.clone();
     let own = name.clone();
     update(call, name, expected, move |wanted| {
@@ -309,7 +311,9 @@ pub(super) fn reference(call: &Call, function: &str) -> Result<(FunctionName, Op
     let reference = named(&call.gateway, function)?;
     let asked = call.query("Qualifier");
     if asked.as_deref().is_some_and(|qualifier| !is_qualifier(qualifier)) {
-        return Err(ApiError::invalid(r"1 validation error detected: Value at 'qualifier' failed to satisfy constraint: Member must satisfy regular expression pattern: \$(LATEST(\.PUBLISHED)?)|[a-zA-Z0-9-_$]+"));
+        return Err(ApiError::invalid(
+            r"1 validation error detected: Value at 'qualifier' failed to satisfy constraint: Member must satisfy regular expression pattern: \$(LATEST(\.PUBLISHED)?)|[a-zA-Z0-9-_$]+",
+        ));
     }
     match (reference.qualifier, asked) {
         (Some(derived), Some(asked)) if derived != asked => Err(ApiError::invalid(
@@ -360,6 +364,7 @@ fn revision() -> String {
 
 /// As the API writes times.
 fn now() -> String {
-    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]+0000");
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]+0000");
     OffsetDateTime::now_utc().format(&format).unwrap_or_default()
 }

@@ -146,7 +146,9 @@ fn invocation(call: &Call, body: &Body) -> Result<Invocation, ApiError> {
     debug_assert!(body.bytes.len() <= MAX_EVENT);
     let event = if body.bytes.is_empty() { Bytes::from_static(b"{}") } else { body.bytes.clone() };
     let wrong = |reason: String| {
-        ApiError::content(format!("Could not parse request body into json: Could not parse payload into json: {reason}"))
+        ApiError::content(format!(
+            "Could not parse request body into json: Could not parse payload into json: {reason}"
+        ))
     };
     // Strings that are skipped are not checked by the parser.
     std::str::from_utf8(&event).map_err(|error| wrong(error.to_string()))?;
@@ -190,7 +192,8 @@ async fn start(
     invocation: Invocation,
     body: Body,
 ) -> Result<Ended, ApiError> {
-    let busy = call.gateway.begin().ok_or_else(|| ApiError::throttled("ConcurrentInvocationLimitExceeded"))?;
+    let busy =
+        call.gateway.begin().ok_or_else(|| ApiError::throttled("ConcurrentInvocationLimitExceeded"))?;
     let gateway = call.gateway.clone();
     let task = tokio::spawn(async move {
         let _held = (busy, body.share);

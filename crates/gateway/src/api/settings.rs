@@ -111,7 +111,11 @@ impl Settings {
         }
         if let Some(role) = self.role {
             if !is_role(&role) {
-                return Err(constraint(&role, "role", r"Member must satisfy regular expression pattern: arn:(aws[a-zA-Z-]*)?:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+"));
+                return Err(constraint(
+                    &role,
+                    "role",
+                    r"Member must satisfy regular expression pattern: arn:(aws[a-zA-Z-]*)?:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+",
+                ));
             }
             config.role = role;
         }
@@ -168,12 +172,16 @@ impl Settings {
             return Err(unsupported(member));
         }
         if self.package_type.as_deref().is_some_and(|kind| kind != "Zip") {
-            return Err(ApiError::invalid("PackageType Image is not supported by this server: deploy a zip file"));
+            return Err(ApiError::invalid(
+                "PackageType Image is not supported by this server: deploy a zip file",
+            ));
         }
         check_architectures(self.architectures.as_deref())?;
         let logging = self.logging_config.as_ref();
         if logging.and_then(|logging| logging.log_format.as_deref()).is_some_and(|format| format != "Text") {
-            return Err(ApiError::invalid("LoggingConfig.LogFormat JSON is not supported by this server: use Text"));
+            return Err(ApiError::invalid(
+                "LoggingConfig.LogFormat JSON is not supported by this server: use Text",
+            ));
         }
         let own = format!("/aws/lambda/{name}");
         match logging.and_then(|logging| logging.log_group.as_deref()) {
@@ -238,7 +246,8 @@ fn well_formed_handler(handler: String) -> Result<String, ApiError> {
 }
 
 fn checked_env(variables: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
-    let reserved: Vec<_> = variables.keys().map(String::as_str).filter(|name| RESERVED.contains(name)).collect();
+    let reserved: Vec<_> =
+        variables.keys().map(String::as_str).filter(|name| RESERVED.contains(name)).collect();
     if !reserved.is_empty() {
         return Err(ApiError::invalid(format!(
             "Lambda was unable to configure your environment variables because the environment variables you have provided contains reserved keys that are currently not supported for modification. Reserved keys used in this request: {}",
@@ -256,7 +265,9 @@ fn checked_env(variables: BTreeMap<String, String>) -> Result<BTreeMap<String, S
         ));
     }
     if let Some((name, _)) = variables.iter().find(|(_, value)| value.contains('\0')) {
-        return Err(ApiError::invalid(format!("the value of the environment variable {name} contains a NUL")));
+        return Err(ApiError::invalid(format!(
+            "the value of the environment variable {name} contains a NUL"
+        )));
     }
     let size: usize = variables.iter().map(|(name, value)| name.len() + value.len()).sum();
     if size > MAX_ENV {

@@ -33,12 +33,14 @@ fn put(zip: &[u8]) -> (tempfile::TempDir, Result<Bundle, String>) {
 
 #[test]
 fn a_bundle_is_kept_once_under_its_hash() {
-    let zip = zip_of(&[("a.py", b"A = 1\n"), ("pkg/", b""), ("pkg/b.py", b""), ("./requirements.txt", b"x==1\n")]);
+    let zip =
+        zip_of(&[("a.py", b"A = 1\n"), ("pkg/", b""), ("pkg/b.py", b""), ("./requirements.txt", b"x==1\n")]);
     let (dir, bundle) = put(&zip);
     let bundle = bundle.unwrap();
     let code = dir.path().join("code");
     assert_eq!(fs::read(code.join(&bundle.sha256).join("a.py")).unwrap(), b"A = 1\n");
-    let mode = |path: &str| fs::metadata(code.join(&bundle.sha256).join(path)).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |path: &str| fs::metadata(code.join(&bundle.sha256).join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("a.py"), mode("pkg"), mode("")), (0o644, 0o755, 0o755));
     assert_eq!(fs::read(code.join(format!("{}.zip", bundle.sha256))).unwrap(), zip);
 
