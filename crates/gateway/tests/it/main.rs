@@ -2,6 +2,7 @@
 //! privilege, containers or a network. Only `boto3` installs that client once, with pip.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod boto3;
 mod concurrency;
 mod deploying;
 mod fake;

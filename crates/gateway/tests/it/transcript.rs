@@ -37,6 +37,11 @@ impl<'a> Transcript<'a> {
         Self { server, text: String::new() }
     }
 
+    /// One that somebody else has had.
+    pub(crate) fn of(server: &'a Server, text: &str) -> Self {
+        Self { server, text: text.into() }
+    }
+
     /// Signs a request, sends it and writes down the answer under a title.
     pub(crate) fn ask(&mut self, title: &str, request: Request) -> Answer {
         self.send(title, self.server.signed(request))
