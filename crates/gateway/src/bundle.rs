@@ -204,6 +204,11 @@ impl Bundles {
         self.root.join(sha256)
     }
 
+    /// Whether a bundle is there, unpacked.
+    pub(crate) fn has(&self, sha256: &str) -> bool {
+        self.dir(sha256).is_dir()
+    }
+
     /// The requirements file at the top of a bundle.
     pub(crate) fn requirements(&self, sha256: &str) -> io::Result<Option<String>> {
         let file = match File::open(self.dir(sha256).join("requirements.txt")) {

@@ -74,6 +74,9 @@ async fn run(
 /// Blocks.
 fn install(gateway: &Gateway, record: &Record) -> Result<Option<Installed>, Failure> {
     let wanted = &record.wanted;
+    if !gateway.bundles.has(&wanted.code.sha256) {
+        return Err(internal("the function's code is gone from the data directory: deploy it again".into()));
+    }
     let requirements = gateway.bundles.requirements(&wanted.code.sha256);
     let requirements = requirements.map_err(|error| Failure {
         code: "InvalidConfiguration".into(),

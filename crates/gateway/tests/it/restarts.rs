@@ -76,6 +76,16 @@ fn a_resumed_deployment_that_cannot_succeed_ends_as_failed() {
 }
 
 #[test]
+fn a_deployment_whose_bundle_is_gone_ends_as_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    crash_while_deploying(dir.path(), &json!({ "HOLD_PREPARE": "1" }));
+    std::fs::remove_dir_all(dir.path().join("code")).unwrap();
+    let server = Server::start_in(dir.path());
+    let settled = server.settled("f");
+    assert_eq!((&settled["State"], &settled["StateReasonCode"]), (&json!("Failed"), &json!("InternalError")));
+}
+
+#[test]
 fn an_update_that_a_crash_interrupted_leaves_the_live_one_running() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_in(dir.path());
