@@ -111,6 +111,20 @@ fn after_a_failed_update_what_was_live_stays_live() {
 }
 
 #[test]
+fn a_function_that_is_deleted_while_it_is_made_leaves_nothing_with_the_runner() {
+    let server = Server::start();
+    create(&server, |body| body["Environment"] = variable("HOLD_PREPARE"));
+    server.fake.until_noted("prepare f");
+    assert_eq!(server.ask(Request::new("DELETE", &format!("{FUNCTIONS}/f"), "")).status, 200);
+    server.fake.prepares.add_permits(1);
+    server.fake.until("the runner retires what it has prepared", |seen| {
+        let prepared = seen.notes.iter().position(|note| note == "prepared f");
+        prepared.is_some_and(|at| seen.notes[at..].iter().any(|note| note == "retire f"))
+    });
+    assert_eq!(server.get(&format!("{FUNCTIONS}/f")).status, 404);
+}
+
+#[test]
 fn a_name_can_be_taken_again_while_the_first_bearer_is_still_being_made() {
     let server = Server::start();
     create(&server, |body| body["Environment"] = variable("HOLD_PREPARE"));
