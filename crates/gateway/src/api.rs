@@ -4,7 +4,7 @@
 //! route ─ who are you (head) ─ read the body ─ is it signed (body) ─ operation ─ answer
 //! ```
 //!
-//! Nothing of a body is read for a client without a key, and nothing in it is looked at before its signature holds. Every
+//! Nothing of a body is kept for a client without a key, and nothing in it is looked at before its signature holds. Every
 //! answer carries `x-amzn-RequestId`; every error is one of the service model's, and is made in [`error`] alone.
 
 mod code;
@@ -22,7 +22,7 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::Value;
@@ -70,17 +70,19 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
 }
 
 async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
-    let route = Route::of(&call.head.method, call.head.uri.path())?;
+    let limits = &call.gateway.config.limits;
+    let (route, presented) = match admit(call) {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            // Who waits for leave to send a body has to be told that there is none.
+            if !call.head.headers.contains_key(EXPECT) {
+                body::pass_over(incoming, limits.body);
+            }
+            return Err(error);
+        }
+    };
     if route == Route::Health {
         return Ok(health(call));
-    }
-    let keyless = match &route {
-        Route::Run(name) => call.may_run(name),
-        _ => matches!(call.gateway.config.auth, Auth::Open),
-    };
-    let presented = if keyless { None } else { Some(call.presented()?) };
-    if call.gateway.is_draining() {
-        return Err(ApiError::unavailable("the server is stopping: try again in a moment"));
     }
     let (limit, operation) = match &route {
         Route::Create => (MAX_DEPLOY, "CreateFunction"),
@@ -88,7 +90,6 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
         Route::Invoke(_) | Route::Run(_) => (MAX_EVENT, "InvokeFunction"),
         _ => (MAX_OTHER, "same"),
     };
-    let limits = &call.gateway.config.limits;
     let read = body::read(incoming, limit, limits.body, &call.gateway.bodies).await;
     let body = read.map_err(|error| unread(error, &route, limit, operation))?;
     if let Some(presented) = presented {
@@ -96,6 +97,21 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
         presented.verify(call.head.method.as_str(), target, &call.head.headers, &body.bytes)?;
     }
     dispatch(call, route, body).await
+}
+
+/// What the head alone decides: which operation it is, and whether its sender has a key to sign with, if it needs one.
+fn admit(call: &Call) -> Result<(Route, Option<Presented<'_>>), ApiError> {
+    let route = Route::of(&call.head.method, call.head.uri.path())?;
+    let keyless = match &route {
+        Route::Health => return Ok((route, None)),
+        Route::Run(name) => call.may_run(name),
+        _ => matches!(call.gateway.config.auth, Auth::Open),
+    };
+    let presented = if keyless { None } else { Some(call.presented()?) };
+    if call.gateway.is_draining() {
+        return Err(ApiError::unavailable("the server is stopping: try again in a moment"));
+    }
+    Ok((route, presented))
 }
 
 async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiError> {

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError, WaiterError
 
 ROLE = "arn:aws:iam::000000000000:role/any"
 QUICK = {"Delay": 0.05, "MaxAttempts": 600}
+ONCE = Config(retries={"total_max_attempts": 1})
 KINDS = {"string": str, "integer": int, "long": int, "boolean": bool, "timestamp": str}
 answers = set()
 
@@ -162,12 +163,14 @@ def refusals(client):
         create(client, handler, f"app.{handler}")
         client.get_waiter("function_active_v2").wait(FunctionName=handler, WaiterConfig=QUICK)
         refused(error, client.invoke, FunctionName=handler)
-    stranger = boto3.client("lambda", aws_access_key_id="SOMEBODYELSESKEY", aws_secret_access_key="a-secret-of-others")
+    other = {"aws_access_key_id": "SOMEBODYELSESKEY", "aws_secret_access_key": "a-secret-of-others"}
+    stranger = boto3.client("lambda", config=ONCE, **other)
     refused(ClientError, stranger.list_functions)
+    refused(ClientError, stranger.update_function_code, FunctionName="echo", ZipFile=b"x" * 8_000_000)
 
 
 def main():
-    client = boto3.client("lambda", config=Config(retries={"total_max_attempts": 1}))
+    client = boto3.client("lambda", config=ONCE)
     client.meta.events.register("before-parse.lambda", check_answer)
     deploying(client)
     invoking(client)

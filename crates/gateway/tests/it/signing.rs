@@ -78,6 +78,17 @@ fn run_takes_the_secret_as_a_bearer_token() {
 }
 
 #[test]
+fn who_has_no_key_learns_it_also_with_a_large_body() {
+    let server = Server::start();
+    let large = Request::new("POST", FUNCTIONS, vec![b'x'; 8 << 20]);
+    let answer = large.send(server.address);
+    assert_eq!(
+        (answer.status, answer.header("x-amzn-errortype")),
+        (403, Some("MissingAuthenticationTokenException"))
+    );
+}
+
+#[test]
 fn an_open_server_asks_nobody_and_listens_on_loopback_alone() {
     let dir = tempfile::tempdir().unwrap();
     let open = || sock_gateway::GatewayConfig { auth: Auth::Open, ..config(dir.path()) };
