@@ -6,6 +6,7 @@
 //! Asynchronous events are accepted while there is room for them, and run at once. They are kept in memory: what was
 //! accepted and has not run is lost if the server is killed, and nothing is retried.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
+use serde::Deserialize;
 use serde_json::json;
 use tracing::{error, info};
 
@@ -92,7 +94,7 @@ pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<An
     };
     let headers = answer.headers_mut();
     headers.insert(EXECUTED_VERSION, HeaderValue::from_static(LATEST));
-    if tail {
+    if tail && !ended.log.is_empty() {
         let from = ended.log.len().saturating_sub(TAIL);
         if let Ok(log) = HeaderValue::try_from(STANDARD.encode(&ended.log[from..])) {
             headers.insert(LOG_RESULT, log);
@@ -207,7 +209,9 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
     let began = Instant::now();
     let outcome = gateway.runner.invoke(function.clone(), invocation).await;
     let log = Bytes::from(lines(&function, &request_id, &outcome));
-    gateway.logs.append(&function.name, log.clone()).await;
+    if !log.is_empty() {
+        gateway.logs.append(&function.name, log.clone()).await;
+    }
     let kind = kind(&outcome.result);
     info!(
         request_id,
@@ -274,8 +278,34 @@ fn timed_out(function: &Function) -> String {
     format!("Task timed out after {:.2} seconds", function.timeout.as_secs_f64())
 }
 
-/// The invocation's lines in the function's log.
+/// The error type in the last line of the log. An error that the handler raised is none of the platform's.
+fn error_type(result: &InvocationResult) -> Option<Cow<'static, str>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Raised {
+        error_type: String,
+    }
+    Some(match result {
+        InvocationResult::Ok(result) if result.len() > MAX_RESULT => "Function.ResponseSizeTooLarge".into(),
+        InvocationResult::HandlerError(error) => {
+            let Raised { error_type } = serde_json::from_slice(error).ok()?;
+            let word = |kind: &String| kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+            Some(error_type).filter(|kind| kind.starts_with("Runtime.") && word(kind))?.into()
+        }
+        InvocationResult::Exited { .. } => "Runtime.ExitError".into(),
+        InvocationResult::OutOfMemory => "Runtime.OutOfMemory".into(),
+        InvocationResult::Platform(_) => "Platform".into(),
+        InvocationResult::Ok(_) | InvocationResult::Timeout | InvocationResult::Throttled { .. } => {
+            return None;
+        }
+    })
+}
+
+/// The invocation's lines in the function's log. What found no room has run nothing, and has none.
 fn lines(function: &Function, request_id: &str, outcome: &Outcome) -> Vec<u8> {
+    if matches!(outcome.result, InvocationResult::Throttled { .. }) {
+        return Vec::new();
+    }
     let version = &function.version;
     let mut lines = format!("START RequestId: {request_id} Version: {version}\n").into_bytes();
     lines.extend_from_slice(&outcome.log);
@@ -287,13 +317,14 @@ fn lines(function: &Function, request_id: &str, outcome: &Outcome) -> Vec<u8> {
         lines.extend_from_slice(note.as_bytes());
     }
     let status = match &outcome.result {
-        InvocationResult::Ok(_) => String::new(),
         InvocationResult::Timeout => {
             let note = format!("RequestId: {request_id} Error: {}\n", timed_out(function));
             lines.extend_from_slice(note.as_bytes());
             "Status: timeout\t".into()
         }
-        result => format!("Status: error\tError Type: {}\t", kind(result)),
+        result => {
+            error_type(result).map_or_else(String::new, |kind| format!("Status: error\tError Type: {kind}\t"))
+        }
     };
     let ms = outcome.phases.handler.as_secs_f64() * 1e3;
     let billed = (ms + outcome.phases.init.as_secs_f64() * 1e3).ceil();

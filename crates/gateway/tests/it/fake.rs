@@ -98,6 +98,10 @@ impl Fake {
             }
             "error" => raised(id),
             "init_error" => raised(""),
+            "marshal" => R::HandlerError(Bytes::from(
+                json!({ "errorMessage": "a set", "errorType": "Runtime.MarshalError", "requestId": id })
+                    .to_string(),
+            )),
             "timeout" => R::Timeout,
             "exit" => R::Exited { reason: None },
             "crash" => R::Exited { reason: Some("signal: segmentation fault".into()) },

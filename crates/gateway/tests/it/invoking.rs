@@ -80,6 +80,10 @@ fn the_kinds_of_invocation() {
     server.deploy("later", "app.echo");
     told.ask("event", invoke("later", "{}").header("x-amz-invocation-type", "Event"));
     server.fake.until_noted("done later");
+    for end in ["exit", "memory", "large", "platform", "full", "marshal"] {
+        server.deploy(end, &format!("app.{end}"));
+        told.ask(&format!("{end}, with its log"), invoke(end, "1").header("x-amz-log-type", "Tail"));
+    }
     told.check("kinds");
 }
 
