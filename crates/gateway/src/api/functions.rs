@@ -184,7 +184,13 @@ pub(super) async fn update_code(call: &Call, function: &str, body: Body) -> Resu
     };
     let (code, expected, dry_run) = tokio::task::spawn_blocking(keep).await.map_err(ApiError::panicked)??;
     if dry_run {
-        return get_configuration(call, function);
+        // What there would be; the bundle, which no function names, goes with the next start.
+        let mut record = find(call, function)?.record.clone();
+        record.wanted.code = code;
+        return Ok(super::json(
+            StatusCode::OK,
+            &configuration::of(call, &Entry { record, live: None }, None),
+        ));
     }
     update(call, name, expected, move |wanted| {
         wanted.code = code;

@@ -53,10 +53,12 @@ fn a_function_from_creation_to_deletion() {
     let updated = told.ask("update its code, with the revision", put("echo/code", &code)).json();
     assert_ne!(updated["CodeSha256"], created["CodeSha256"]);
     server.settled("echo");
-    told.ask(
-        "update its code, as a dry run",
-        put("echo/code", &json!({ "ZipFile": bundle(&[("app.py", "")]), "DryRun": true })),
-    );
+    let code = json!({ "ZipFile": bundle(&[("app.py", "")]), "DryRun": true });
+    let dry = told.ask("update its code, as a dry run", put("echo/code", &code)).json();
+    let got = server.settled("echo");
+    assert_ne!(dry["CodeSha256"], got["CodeSha256"], "what it would be");
+    assert_eq!(got["CodeSha256"], updated["CodeSha256"], "what it is");
+    assert_eq!(dry["RevisionId"], got["RevisionId"]);
     told.ask("what its handler is given", Request::new("POST", "/run/echo", "{}"));
 
     told.ask("delete", Request::new("DELETE", &format!("{FUNCTIONS}/echo"), ""));
