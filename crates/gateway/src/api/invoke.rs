@@ -31,7 +31,7 @@ use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, Sta
 
 /// An event of an asynchronous invocation.
 const MAX_ASYNC: usize = 1 << 20;
-/// A result.
+/// A result, or the error object in its place.
 const MAX_RESULT: usize = 6_291_556;
 /// What `X-Amz-Log-Type: Tail` gives.
 const TAIL: usize = 4096;
@@ -229,7 +229,11 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
 
 fn kind(result: &InvocationResult) -> &'static str {
     match result {
-        InvocationResult::Ok(result) if result.len() > MAX_RESULT => "too-large",
+        InvocationResult::Ok(result) | InvocationResult::HandlerError(result)
+            if result.len() > MAX_RESULT =>
+        {
+            "too-large"
+        }
         InvocationResult::Ok(_) => "ok",
         InvocationResult::HandlerError(_) => "error",
         InvocationResult::Timeout => "timeout",
@@ -245,10 +249,14 @@ fn end(function: &Function, request_id: &str, result: InvocationResult) -> End {
         Bytes::from(json!({ "errorType": kind, "errorMessage": message }).to_string())
     };
     match result {
-        InvocationResult::Ok(result) if result.len() > MAX_RESULT => End::Error(object(
-            "Function.ResponseSizeTooLarge",
-            format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT} bytes)."),
-        )),
+        InvocationResult::Ok(result) | InvocationResult::HandlerError(result)
+            if result.len() > MAX_RESULT =>
+        {
+            End::Error(object(
+                "Function.ResponseSizeTooLarge",
+                format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT} bytes)."),
+            ))
+        }
         InvocationResult::Ok(result) => End::Result(result),
         InvocationResult::HandlerError(error) => End::Error(error),
         InvocationResult::Timeout => End::Timeout(object(
@@ -286,7 +294,11 @@ fn error_type(result: &InvocationResult) -> Option<Cow<'static, str>> {
         error_type: String,
     }
     Some(match result {
-        InvocationResult::Ok(result) if result.len() > MAX_RESULT => "Function.ResponseSizeTooLarge".into(),
+        InvocationResult::Ok(result) | InvocationResult::HandlerError(result)
+            if result.len() > MAX_RESULT =>
+        {
+            "Function.ResponseSizeTooLarge".into()
+        }
         InvocationResult::HandlerError(error) => {
             let Raised { error_type } = serde_json::from_slice(error).ok()?;
             let word = |kind: &String| kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');

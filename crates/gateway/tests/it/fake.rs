@@ -107,6 +107,7 @@ impl Fake {
             "crash" => R::Exited { reason: Some("signal: segmentation fault".into()) },
             "memory" => R::OutOfMemory,
             "large" => R::Ok(Bytes::from(vec![b'1'; TOO_MUCH])),
+            "large_error" => R::HandlerError(Bytes::from(vec![b'1'; TOO_MUCH])),
             "largest" => R::Ok(Bytes::from(vec![b'1'; TOO_MUCH - 1])),
             "reserved" => R::Throttled { limit: ThrottleLimit::Function },
             "full" => R::Throttled { limit: ThrottleLimit::Server },

@@ -94,6 +94,12 @@ fn the_largest_result_goes_through_and_one_byte_more_does_not() {
     let answer = server.invoke("largest", "{}");
     assert_eq!((answer.status, answer.body.len()), (200, 6_291_556));
     assert_eq!(answer.header("x-amz-function-error"), None);
+    for end in ["large", "large_error"] {
+        server.deploy(end, &format!("app.{end}"));
+        let answer = server.invoke(end, "{}");
+        assert_eq!(answer.header("x-amz-function-error"), Some("Unhandled"));
+        assert_eq!(answer.json()["errorType"], "Function.ResponseSizeTooLarge", "{end}");
+    }
 }
 
 #[test]
