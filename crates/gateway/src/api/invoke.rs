@@ -23,10 +23,12 @@ use tracing::{error, info};
 use super::error::ApiError;
 use super::functions::{lookup, reference};
 use super::{Answer, Call, MAX_EVENT, empty};
+use crate::deploy::interpreter;
 use crate::gateway::Gateway;
 use crate::http::body::Body;
 use crate::names::LATEST;
 use crate::registry::Entry;
+use crate::registry::record::Status;
 use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, StartKind, ThrottleLimit};
 
 /// An event of an asynchronous invocation.
@@ -65,7 +67,7 @@ enum End {
 /// `Invoke` of the Lambda API.
 pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
     let entry = invokable(call, function)?;
-    let live = live(&entry)?;
+    let live = live(call, &entry)?;
     let kind = call.header("x-amz-invocation-type").unwrap_or("RequestResponse").to_string();
     if kind == "Event" && body.bytes.len() > MAX_ASYNC {
         return Err(ApiError::request_too_large(body.bytes.len(), "Event", MAX_ASYNC));
@@ -106,7 +108,7 @@ pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<An
 /// `POST /run/{name}`: the same with less ceremony. The status says how it went.
 pub(super) async fn run(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
     let entry = invokable(call, function)?;
-    let live = live(&entry)?;
+    let live = live(call, &entry)?;
     let invocation = invocation(call, &body)?;
     let ended = start(call, live, invocation, body).await?;
     let mut answer = match &ended.end {
@@ -131,9 +133,8 @@ fn invokable(call: &Call, function: &str) -> Result<Arc<Entry>, ApiError> {
 }
 
 /// What is live of a function.
-fn live(entry: &Entry) -> Result<Arc<Function>, ApiError> {
-    use crate::registry::record::Status;
-    entry.live.clone().ok_or_else(|| {
+fn live(call: &Call, entry: &Entry) -> Result<Arc<Function>, ApiError> {
+    let live = entry.live.clone().ok_or_else(|| {
         let state = match &entry.record.status {
             Status::Failed(failure) => format!("Failed: {}", failure.reason),
             _ => "Pending".into(),
@@ -141,7 +142,11 @@ fn live(entry: &Entry) -> Result<Arc<Function>, ApiError> {
         ApiError::conflict(format!(
             "The operation cannot be performed at this time. The function is currently in the following state: {state}"
         ))
-    })
+    })?;
+    match interpreter(&call.gateway.config.interpreters, &live.runtime) {
+        Some(_) => Ok(live),
+        None => Err(ApiError::no_runtime(&live.runtime)),
+    }
 }
 
 fn invocation(call: &Call, body: &Body) -> Result<Invocation, ApiError> {

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use sock_gateway::ServeError;
+use sock_gateway::{GatewayConfig, ServeError};
+use sock_pkgcache::Interpreter;
 
 use crate::http::Request;
-use crate::server::{FUNCTIONS, Server, creation};
+use crate::server::{FUNCTIONS, Server, config, creation, python};
+use crate::transcript::Transcript;
 
 /// Begins a deployment that does not end, and crashes.
 fn crash_while_deploying(dir: &Path, variables: &Value) {
@@ -103,6 +105,24 @@ fn an_update_that_a_crash_interrupted_leaves_the_live_one_running() {
     server.fake.prepares.add_permits(1);
     assert_eq!(server.settled("f")["LastUpdateStatus"], "Successful");
     assert_eq!(server.invoke("f", "\"new\"").body, b"null");
+}
+
+#[test]
+fn a_function_of_a_runtime_that_is_gone_is_kept_and_not_run_with_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path());
+    server.deploy("f", "app.echo");
+    server.stop(|| ()).unwrap();
+    let python = Interpreter { version: (3, 12, 1), tag: "cp312".into(), ..python() };
+    let server = Server::start_with(GatewayConfig { interpreters: vec![python], ..config(dir.path()) });
+    let mut told = Transcript::new(&server);
+    told.ask("invoke", Request::new("POST", &format!("{FUNCTIONS}/f/invocations"), "1"));
+    told.check("runtime_gone");
+    assert_eq!(server.settled("f")["Runtime"], "python3.11");
+    let update = Request::new("PUT", &format!("{FUNCTIONS}/f/configuration"), r#"{"Runtime": "python3.12"}"#);
+    assert_eq!(server.ask(update).status, 200);
+    server.settled("f");
+    assert_eq!(server.invoke("f", "1").status, 200);
 }
 
 #[test]
