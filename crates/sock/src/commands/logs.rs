@@ -24,15 +24,17 @@ pub(crate) struct Logs {
 
 pub(crate) fn run(options: &Logs) -> Result<ExitCode> {
     let client = options.reading.server.connect()?;
-    let mut from = 0u64;
+    // The end of the log at first, then what the server said where to go on.
+    let mut after = String::new();
     loop {
-        let answer =
-            client.call("GET", &format!("/logs/{}?from={from}", segment(&options.name)), &[], &[])?;
+        let answer = client.call("GET", &format!("/logs/{}{after}", segment(&options.name)), &[], &[])?;
         if answer.status != 200 {
             return Err(answer.error());
         }
         print(&answer.body, options.reading.json)?;
-        from = answer.header("x-sock-log-next").and_then(|next| next.parse().ok()).unwrap_or(from);
+        if let Some(next) = answer.header("x-sock-log-next") {
+            after = format!("?after={next}");
+        }
         if !options.follow {
             return Ok(ExitCode::SUCCESS);
         }
