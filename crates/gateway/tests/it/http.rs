@@ -62,6 +62,58 @@ impl Request {
     }
 }
 
+/// A connection on which a test says what it likes.
+pub(crate) struct Wire(TcpStream);
+
+impl Wire {
+    pub(crate) fn new(to: SocketAddr) -> Self {
+        let stream = TcpStream::connect(to).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
+    }
+
+    pub(crate) fn say(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The next line of an answer, without its end.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            line.push(self.byte());
+        }
+        String::from_utf8(line).unwrap().trim_end().into()
+    }
+
+    /// An answer whole: its first line and its body.
+    pub(crate) fn answer(&mut self) -> (String, String) {
+        let first = self.line();
+        let mut length = 0;
+        loop {
+            let line = self.line();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(stated) = line.strip_prefix("content-length: ") {
+                length = stated.parse().unwrap();
+            }
+        }
+        let body = (0..length).map(|_| self.byte()).collect();
+        (first, String::from_utf8(body).unwrap())
+    }
+
+    /// Whether the server has closed it.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        matches!(self.0.read(&mut [0]), Ok(0))
+    }
+
+    fn byte(&mut self) -> u8 {
+        let mut byte = [0];
+        self.0.read_exact(&mut byte).unwrap();
+        byte[0]
+    }
+}
+
 impl Answer {
     fn parse(bytes: &[u8]) -> Self {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");

@@ -4,6 +4,7 @@
 
 mod boto3;
 mod concurrency;
+mod connections;
 mod deploying;
 mod fake;
 mod functions;
