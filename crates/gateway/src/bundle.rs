@@ -216,7 +216,13 @@ impl Bundles {
             opened => opened?,
         };
         let mut text = String::new();
-        file.take(MAX_REQUIREMENTS).read_to_string(&mut text)?;
+        file.take(MAX_REQUIREMENTS + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > MAX_REQUIREMENTS {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it has more than {MAX_REQUIREMENTS} bytes"),
+            ));
+        }
         Ok(Some(text))
     }
 

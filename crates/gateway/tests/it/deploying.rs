@@ -56,13 +56,26 @@ fn a_function_without_requirements_needs_no_network() {
     });
     create(&server, |_| ());
     assert_eq!(server.settled("f")["State"], "Active");
-    create_again_with_empty_requirements(&server);
+    for nothing in [" \n\n", "# pandas, one day\n"] {
+        let code = with_requirements(nothing);
+        assert_eq!(
+            server.ask(Request::new("PUT", &format!("{FUNCTIONS}/f/code"), code.to_string())).status,
+            200
+        );
+        assert_eq!(server.settled("f")["LastUpdateStatus"], "Successful", "{nothing:?}");
+    }
 }
 
-fn create_again_with_empty_requirements(server: &Server) {
-    let body = with_requirements(" \n\n");
-    assert_eq!(server.ask(Request::new("PUT", &format!("{FUNCTIONS}/f/code"), body.to_string())).status, 200);
-    assert_eq!(server.settled("f")["LastUpdateStatus"], "Successful");
+#[test]
+fn requirements_that_are_too_long_are_refused_and_not_cut_off() {
+    let server = Server::start();
+    let long = format!("{}\npandas\n", "# more\n".repeat(200_000));
+    create(&server, |body| body["Code"] = with_requirements(&long));
+    let settled = server.settled("f");
+    assert_eq!(
+        settled["StateReason"], "requirements.txt cannot be read: it has more than 1048576 bytes",
+        "{settled}"
+    );
 }
 
 #[test]
