@@ -79,6 +79,21 @@ fn requirements_that_are_too_long_are_refused_and_not_cut_off() {
 }
 
 #[test]
+fn a_bundle_of_many_files_comes_back_as_it_was_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path());
+    let names: Vec<String> = (0..40).map(|n| format!("package/part{}/module{n}.py", n % 3)).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), name.as_str())).collect();
+    create(&server, |body| body["Code"] = json!({ "ZipFile": bundle(&files) }));
+    assert_eq!(server.settled("f")["State"], "Active");
+    let trees = std::fs::read_dir(dir.path().join("code")).unwrap().map(|entry| entry.unwrap().path());
+    let tree = trees.into_iter().find(|path| path.is_dir()).unwrap();
+    for name in &names {
+        assert_eq!(std::fs::read_to_string(tree.join(name)).unwrap(), *name);
+    }
+}
+
+#[test]
 fn requirements_are_installed_and_given_to_the_runner() {
     let server = Server::start();
     create(&server, |body| body["Code"] = with_requirements("pandas\n"));
