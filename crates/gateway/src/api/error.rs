@@ -110,7 +110,8 @@ impl ApiError {
 
     /// A function's runtime is not there any more.
     pub(super) fn no_runtime(runtime: &str) -> Self {
-        let message = format!("this server has no {runtime} any more: update the function to another runtime");
+        let message =
+            format!("this server has no {runtime} any more: update the function to another runtime");
         Self::new(StatusCode::BAD_GATEWAY, "InvalidRuntimeException", Shape::Upper, message)
     }
 

@@ -22,6 +22,7 @@ use tracing::{error, info};
 
 use super::error::ApiError;
 use super::functions::{lookup, reference};
+use super::settings::unsupported;
 use super::{Answer, Call, MAX_EVENT, empty};
 use crate::deploy::interpreter;
 use crate::gateway::Gateway;
@@ -38,6 +39,9 @@ const MAX_RESULT: usize = 6_291_556;
 /// What `X-Amz-Log-Type: Tail` gives.
 const TAIL: usize = 4096;
 const MAX_CONTEXT: usize = 3583;
+/// Headers that would change what an invocation means, and their members in the model.
+const UNSUPPORTED: [(&str, &str); 2] =
+    [("x-amz-tenant-id", "TenantId"), ("x-amz-durable-execution-name", "DurableExecutionName")];
 
 const START: HeaderName = HeaderName::from_static("x-sock-start");
 const TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -68,6 +72,11 @@ enum End {
 pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
     let entry = invokable(call, function)?;
     let live = live(call, &entry)?;
+    for (header, member) in UNSUPPORTED {
+        if call.head.headers.contains_key(header) {
+            return Err(unsupported(member));
+        }
+    }
     let kind = call.header("x-amz-invocation-type").unwrap_or("RequestResponse").to_string();
     if kind == "Event" && body.bytes.len() > MAX_ASYNC {
         return Err(ApiError::request_too_large(body.bytes.len(), "Event", MAX_ASYNC));

@@ -11,6 +11,7 @@ import zipfile
 from datetime import datetime
 
 import boto3
+from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import ClientError, WaiterError
 
@@ -169,6 +170,51 @@ def refusals(client):
     refused(ClientError, stranger.update_function_code, FunctionName="echo", ZipFile=b"x" * 8_000_000)
 
 
+def sample(shape):
+    """Some value of a shape, with all its members."""
+    if shape.type_name == "structure":
+        return {name: sample(member) for name, member in shape.members.items()}
+    if shape.type_name == "list":
+        return [sample(shape.member)]
+    if shape.type_name == "map":
+        return {sample(shape.key): sample(shape.value)}
+    if shape.type_name == "string":
+        return shape.enum[-1] if shape.enum else "x" * max(shape.metadata.get("min", 0), 1)
+    return {"blob": b"x", "boolean": True}.get(shape.type_name, shape.metadata.get("min", 1))
+
+
+def unsupported(client):
+    """What the model has and the server has not is refused, never taken and ignored."""
+    create = new("more", "app.echo")
+    config = {"FunctionName": "echo"}
+    known = {"Description", "Timeout", "MemorySize", "Environment", "TracingConfig", "EphemeralStorage", "SnapStart"}
+    known |= {"Runtime", "Role", "Handler", "LoggingConfig"}
+    code = {"FunctionName": "echo", "ZipFile": bundle("")}
+    cases = (
+        ("CreateFunction", create, known | {"PackageType", "Tags", "Architectures"}),
+        ("UpdateFunctionConfiguration", config, known | {"RevisionId"}),
+        ("UpdateFunctionCode", code, {"Architectures", "DryRun", "RevisionId"}),
+        ("Invoke", config, {"InvocationType", "LogType", "ClientContext", "Payload", "Qualifier"}),
+    )
+    for operation, base, supported in cases:
+        members = client.meta.service_model.operation_model(operation).input_shape.members
+        more = {name: {name: sample(shape)} for name, shape in members.items() if name not in base.keys() | supported}
+        if operation == "CreateFunction":
+            ours = {"ZipFile": b"x"}
+            parts = {name: shape for name, shape in members["Code"].members.items() if name != "ZipFile"}
+            more |= {f"Code.{name}": {"Code": ours | {name: sample(shape)}} for name, shape in parts.items()}
+        taken = []
+        for name, arguments in sorted(more.items()):
+            try:
+                getattr(client, xform_name(operation))(**base | arguments)
+                taken.append(name)
+            except ClientError as refusal:
+                message = refusal.response["Error"]["Message"]
+                if "not supported by this server" not in message:
+                    taken.append(f"{name} ({message})")
+        print(f"{operation} refuses {len(more) - len(taken)} members that it does not have, and takes {taken}")
+
+
 def main():
     client = boto3.client("lambda", config=ONCE)
     client.meta.events.register("before-parse.lambda", check_answer)
@@ -176,6 +222,7 @@ def main():
     invoking(client)
     listing(client)
     refusals(client)
+    unsupported(client)
     client.delete_function(FunctionName="echo")
     refused(client.exceptions.ResourceNotFoundException, client.delete_function, FunctionName="echo")
     print(*sorted(answers), sep="\n")
