@@ -88,10 +88,12 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
         Route::Create => (MAX_DEPLOY, "CreateFunction"),
         Route::UpdateCode(_) => (MAX_DEPLOY, "UpdateFunctionCode"),
         Route::Invoke(_) | Route::Run(_) => (MAX_EVENT, "InvokeFunction"),
-        _ => (MAX_OTHER, "same"),
+        Route::UpdateConfiguration(_) => (MAX_OTHER, "UpdateFunctionConfiguration"),
+        Route::Tag(_) => (MAX_OTHER, "TagResource"),
+        _ => (MAX_OTHER, "requested"),
     };
     let read = body::read(incoming, limit, limits.body, &call.gateway.bodies).await;
-    let body = read.map_err(|error| unread(error, &route, limit, operation))?;
+    let body = read.map_err(|error| call.unread(error, &route, limit, operation))?;
     if let Some(presented) = presented {
         let target = call.target();
         presented.verify(call.head.method.as_str(), target, &call.head.headers, &body.bytes)?;
@@ -195,19 +197,23 @@ impl Call {
         let public = || functions::find(self, name).is_ok_and(|entry| entry.record.is_public());
         bearer.is_some_and(|token| keys.is_secret(token.trim())) || public()
     }
-}
 
-fn unread(error: BodyError, route: &Route, limit: usize, operation: &str) -> ApiError {
-    match (error, route) {
-        (BodyError::TooLarge { found: Some(found) }, Route::Invoke(_) | Route::Run(_)) => {
-            ApiError::request_too_large(found, "RequestResponse", limit)
-        }
-        (BodyError::TooLarge { .. }, _) => ApiError::too_large(format!(
-            "Request must be smaller than {limit} bytes for the {operation} operation"
-        )),
-        (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
-        (BodyError::Broken(reason), _) => {
-            ApiError::serialization(format!("the body is not complete: {reason}"))
+    /// Why there is no body, in the API's words.
+    fn unread(&self, error: BodyError, route: &Route, limit: usize, operation: &str) -> ApiError {
+        match (error, route) {
+            (BodyError::TooLarge { found: Some(found) }, Route::Invoke(_) | Route::Run(_)) => {
+                match self.header(invoke::KIND) {
+                    Some("Event") => ApiError::request_too_large(found, "Event", invoke::MAX_ASYNC),
+                    _ => ApiError::request_too_large(found, "RequestResponse", limit),
+                }
+            }
+            (BodyError::TooLarge { .. }, _) => ApiError::too_large(format!(
+                "Request must be smaller than {limit} bytes for the {operation} operation"
+            )),
+            (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
+            (BodyError::Broken(reason), _) => {
+                ApiError::serialization(format!("the body is not complete: {reason}"))
+            }
         }
     }
 }

@@ -33,12 +33,13 @@ use crate::registry::record::Status;
 use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, StartKind, ThrottleLimit};
 
 /// An event of an asynchronous invocation.
-const MAX_ASYNC: usize = 1 << 20;
+pub(super) const MAX_ASYNC: usize = 1 << 20;
 /// A result, or the error object in its place.
 const MAX_RESULT: usize = 6_291_556;
 /// What `X-Amz-Log-Type: Tail` gives.
 const TAIL: usize = 4096;
 const MAX_CONTEXT: usize = 3583;
+pub(super) const KIND: &str = "x-amz-invocation-type";
 /// Headers that would change what an invocation means, and their members in the model.
 const UNSUPPORTED: [(&str, &str); 2] =
     [("x-amz-tenant-id", "TenantId"), ("x-amz-durable-execution-name", "DurableExecutionName")];
@@ -77,7 +78,7 @@ pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<An
             return Err(unsupported(member));
         }
     }
-    let kind = call.header("x-amz-invocation-type").unwrap_or("RequestResponse").to_string();
+    let kind = call.header(KIND).unwrap_or("RequestResponse").to_string();
     if kind == "Event" && body.bytes.len() > MAX_ASYNC {
         return Err(ApiError::request_too_large(body.bytes.len(), "Event", MAX_ASYNC));
     }

@@ -84,6 +84,8 @@ fn updates_that_cannot_be() {
         configuration("echo", json!({ "Timeout": 4, "MemorySize": 1 })),
     );
     told.ask("no JSON", Request::new("PUT", &format!("{FUNCTIONS}/echo/configuration"), "nonsense"));
+    let long = "x".repeat(1 << 20);
+    told.ask("too large", configuration("echo", json!({ "Description": long })));
     told.check("updates_refused");
     assert_eq!(server.settled("echo"), before, "a refused update changes nothing");
 
@@ -123,6 +125,7 @@ fn invocations_that_cannot_be() {
     told.ask("an event that is too large", invoke("echo", &"1".repeat(6_291_457)));
     let event = |size: usize| invoke("echo", &"1".repeat(size)).header("x-amz-invocation-type", "Event");
     told.ask("an asynchronous event that is too large", event((1 << 20) + 1));
+    told.ask("one that is larger still", event(6_291_457));
     told.ask("a kind that is none", invoke("echo", "{}").header("x-amz-invocation-type", "Later"));
     told.ask("a log that is none", invoke("echo", "{}").header("x-amz-log-type", "Head"));
     told.ask("an operation that is none", Request::new("GET", "/2015-03-31/event-source-mappings", ""));
