@@ -4,7 +4,7 @@
 //! route ─ who are you (head) ─ read the body ─ is it signed (body) ─ operation ─ answer
 //! ```
 //!
-//! Nothing of a body is read for a client without a key, and nothing in it is looked at before its signature holds. Every
+//! Nothing of a body is kept for a client without a key, and nothing in it is looked at before its signature holds. Every
 //! answer carries `x-amzn-RequestId`; every error is one of the service model's, and is made in [`error`] alone.
 
 mod code;
@@ -22,13 +22,14 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::config::Auth;
+use crate::deploy::runtime_name;
 use crate::gateway::Gateway;
 use crate::http::body::{self, Body, BodyError};
 use crate::logs::Cursor;
@@ -69,11 +70,42 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
 }
 
 async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
-    let route = Route::of(&call.head.method, call.head.uri.path())?;
+    let limits = &call.gateway.config.limits;
+    let (route, presented) = match admit(call) {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            // Who waits for leave to send a body has to be told that there is none.
+            if !call.head.headers.contains_key(EXPECT) {
+                body::pass_over(incoming, limits.body);
+            }
+            return Err(error);
+        }
+    };
     if route == Route::Health {
-        return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ok" })));
+        return Ok(health(call));
     }
+    let (limit, operation) = match &route {
+        Route::Create => (MAX_DEPLOY, "CreateFunction"),
+        Route::UpdateCode(_) => (MAX_DEPLOY, "UpdateFunctionCode"),
+        Route::Invoke(_) | Route::Run(_) => (MAX_EVENT, "InvokeFunction"),
+        Route::UpdateConfiguration(_) => (MAX_OTHER, "UpdateFunctionConfiguration"),
+        Route::Tag(_) => (MAX_OTHER, "TagResource"),
+        _ => (MAX_OTHER, "requested"),
+    };
+    let read = body::read(incoming, limit, limits.body, &call.gateway.bodies).await;
+    let body = read.map_err(|error| call.unread(error, &route, limit, operation))?;
+    if let Some(presented) = presented {
+        let target = call.target();
+        presented.verify(call.head.method.as_str(), target, &call.head.headers, &body.bytes)?;
+    }
+    dispatch(call, route, body).await
+}
+
+/// What the head alone decides: which operation it is, and whether its sender has a key to sign with, if it needs one.
+fn admit(call: &Call) -> Result<(Route, Option<Presented<'_>>), ApiError> {
+    let route = Route::of(&call.head.method, call.head.uri.path())?;
     let keyless = match &route {
+        Route::Health => return Ok((route, None)),
         Route::Run(name) => call.may_run(name),
         _ => matches!(call.gateway.config.auth, Auth::Open),
     };
@@ -81,20 +113,7 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
     if call.gateway.is_draining() {
         return Err(ApiError::unavailable("the server is stopping: try again in a moment"));
     }
-    let (limit, operation) = match &route {
-        Route::Create => (MAX_DEPLOY, "CreateFunction"),
-        Route::UpdateCode(_) => (MAX_DEPLOY, "UpdateFunctionCode"),
-        Route::Invoke(_) | Route::Run(_) => (MAX_EVENT, "InvokeFunction"),
-        _ => (MAX_OTHER, "same"),
-    };
-    let limits = &call.gateway.config.limits;
-    let read = body::read(incoming, limit, limits.body, &call.gateway.bodies).await;
-    let body = read.map_err(|error| unread(error, &route, limit, operation))?;
-    if let Some(presented) = presented {
-        let target = call.target();
-        presented.verify(call.head.method.as_str(), target, &call.head.headers, &body.bytes)?;
-    }
-    dispatch(call, route, body).await
+    Ok((route, presented))
 }
 
 async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiError> {
@@ -115,6 +134,13 @@ async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiEr
         Route::Code(f) => code::get(call, &f).await,
         Route::Logs(f) => logs(call, &f).await,
     }
+}
+
+/// That the server answers, and what a client may want to know before it has a key.
+fn health(call: &Call) -> Answer {
+    let runtimes: Vec<String> = call.gateway.config.interpreters.iter().map(runtime_name).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    json(StatusCode::OK, &serde_json::json!({ "status": "ok", "version": version, "runtimes": runtimes }))
 }
 
 /// A function's log from `?after=` on (as given by `x-sock-log-next`), or its end.
@@ -171,19 +197,23 @@ impl Call {
         let public = || functions::find(self, name).is_ok_and(|entry| entry.record.is_public());
         bearer.is_some_and(|token| keys.is_secret(token.trim())) || public()
     }
-}
 
-fn unread(error: BodyError, route: &Route, limit: usize, operation: &str) -> ApiError {
-    match (error, route) {
-        (BodyError::TooLarge { found: Some(found) }, Route::Invoke(_) | Route::Run(_)) => {
-            ApiError::request_too_large(found, "RequestResponse", limit)
-        }
-        (BodyError::TooLarge { .. }, _) => ApiError::too_large(format!(
-            "Request must be smaller than {limit} bytes for the {operation} operation"
-        )),
-        (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
-        (BodyError::Broken(reason), _) => {
-            ApiError::serialization(format!("the body is not complete: {reason}"))
+    /// Why there is no body, in the API's words.
+    fn unread(&self, error: BodyError, route: &Route, limit: usize, operation: &str) -> ApiError {
+        match (error, route) {
+            (BodyError::TooLarge { found: Some(found) }, Route::Invoke(_) | Route::Run(_)) => {
+                match self.header(invoke::KIND) {
+                    Some("Event") => ApiError::request_too_large(found, "Event", invoke::MAX_ASYNC),
+                    _ => ApiError::request_too_large(found, "RequestResponse", limit),
+                }
+            }
+            (BodyError::TooLarge { .. }, _) => ApiError::too_large(format!(
+                "Request must be smaller than {limit} bytes for the {operation} operation"
+            )),
+            (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
+            (BodyError::Broken(reason), _) => {
+                ApiError::serialization(format!("the body is not complete: {reason}"))
+            }
         }
     }
 }

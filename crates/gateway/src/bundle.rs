@@ -23,6 +23,8 @@ use zip::result::ZipError;
 const MAX_DEPTH: usize = 64;
 const MAX_COMPONENT: usize = 255;
 const MAX_REQUIREMENTS: u64 = 1 << 20;
+/// Up to so many files are written to disk one by one; for more it is quicker to write out the whole file system.
+const FEW: usize = 16;
 const UNFINISHED: &str = ".new-";
 
 /// How large a bundle may be.
@@ -180,11 +182,17 @@ impl Bundles {
             tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.root).map_err(at(&self.root))?;
         let tree = new.path().join("tree");
         mkdir(&tree).map_err(at(&tree))?;
-        unpack(zip, &tree, &self.limits)?;
+        let files = unpack(zip, &tree, &self.limits)?;
         let copy = new.path().join("zip");
         let mut file =
             File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(at(&copy))?;
         file.write_all(zip).and_then(|()| file.sync_all()).map_err(at(&copy))?;
+        // Before the rename: a name must not outlive the content when the power fails.
+        if files <= FEW {
+            sync(&tree).map_err(at(&tree))?;
+        } else {
+            nix::unistd::syncfs(&file).map_err(|errno| at(&tree)(errno.into()))?;
+        }
         // Another request may have put the same bundle there meanwhile: its files are the same.
         fs::rename(&copy, &kept).map_err(at(&kept))?;
         match fs::rename(&tree, &place) {
@@ -204,6 +212,11 @@ impl Bundles {
         self.root.join(sha256)
     }
 
+    /// Whether a bundle is there, unpacked.
+    pub(crate) fn has(&self, sha256: &str) -> bool {
+        self.dir(sha256).is_dir()
+    }
+
     /// The requirements file at the top of a bundle.
     pub(crate) fn requirements(&self, sha256: &str) -> io::Result<Option<String>> {
         let file = match File::open(self.dir(sha256).join("requirements.txt")) {
@@ -211,7 +224,13 @@ impl Bundles {
             opened => opened?,
         };
         let mut text = String::new();
-        file.take(MAX_REQUIREMENTS).read_to_string(&mut text)?;
+        file.take(MAX_REQUIREMENTS + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > MAX_REQUIREMENTS {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it has more than {MAX_REQUIREMENTS} bytes"),
+            ));
+        }
         Ok(Some(text))
     }
 
@@ -240,9 +259,11 @@ struct Planned {
     executable: bool,
 }
 
-fn unpack(zip: &[u8], into: &Path, limits: &BundleLimits) -> Result<(), BundleError> {
+/// Unpacks a checked archive, and gives the number of files.
+fn unpack(zip: &[u8], into: &Path, limits: &BundleLimits) -> Result<usize, BundleError> {
     let mut archive = ZipArchive::new(Cursor::new(zip)).map_err(BundleError::Archive)?;
     let files = plan(&mut archive, limits)?;
+    let count = files.len();
     let mut left = limits.unpacked_bytes;
     for file in files {
         let path = into.join(&file.path);
@@ -269,7 +290,20 @@ fn unpack(zip: &[u8], into: &Path, limits: &BundleLimits) -> Result<(), BundleEr
         let mode = if file.executable { 0o755 } else { 0o644 };
         out.set_permissions(Permissions::from_mode(mode)).map_err(at)?;
     }
-    Ok(())
+    Ok(count)
+}
+
+/// Writes a tree to disk, file by file.
+fn sync(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(dir)?.sync_all()
 }
 
 /// Whatever the umask: containers read it under other uids.

@@ -62,6 +62,8 @@ async fn run(
             return Some(Err(internal("the install failed in the server: see its log".into())));
         }
     };
+    // Installing takes a while: nothing is got ready that nobody wants any more.
+    gateway.registry.get(&name).filter(|entry| entry.record.wanted.revision == revision)?;
     gateway.set_progress(&name, "getting ready to run it".into());
     let wanted = Deployment { packages: installed.clone(), ..entry.record.wanted.clone() };
     let function = Arc::new(entry.record.function(&wanted, gateway.registry.realm()));
@@ -74,6 +76,9 @@ async fn run(
 /// Blocks.
 fn install(gateway: &Gateway, record: &Record) -> Result<Option<Installed>, Failure> {
     let wanted = &record.wanted;
+    if !gateway.bundles.has(&wanted.code.sha256) {
+        return Err(internal("the function's code is gone from the data directory: deploy it again".into()));
+    }
     let requirements = gateway.bundles.requirements(&wanted.code.sha256);
     let requirements = requirements.map_err(|error| Failure {
         code: "InvalidConfiguration".into(),
@@ -119,10 +124,11 @@ async fn finish(
         }
         Err(failure) => warn!(function = %name, revision, reason = failure.reason, "deployment failed"),
     }
+    let (runner, deleted) = (gateway.runner.clone(), name.clone());
     let write = tokio::task::spawn_blocking(move || {
         gateway.registry.change::<_, RegistryError>(&name, |before| {
             let Some(record) = before.filter(|record| record.wanted.revision == revision) else {
-                return Ok((before.cloned(), ()));
+                return Ok((before.cloned(), before.is_none()));
             };
             let mut record = record.clone();
             match result {
@@ -133,11 +139,13 @@ async fn finish(
                 }
                 Err(failure) => record.status = Status::Failed(failure),
             }
-            Ok((Some(record), ()))
+            Ok((Some(record), false))
         })
     });
     match write.await {
-        Ok(Ok(_)) => {}
+        // The runner was told of the deletion before it had what it was then given.
+        Ok(Ok((_, true))) => runner.retire(&deleted),
+        Ok(Ok((_, false))) => {}
         Ok(Err(error)) => error!(error = chain(&error), "failed to record a deployment"),
         Err(panic) => error!(%panic, "recording a deployment ended in a panic"),
     }

@@ -40,3 +40,8 @@ pub use runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind, ThrottleLimit,
 };
 pub use supervisor::{ServeOptions, SuperviseError, supervise};
+
+/// The README's example is compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

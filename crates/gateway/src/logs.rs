@@ -117,24 +117,36 @@ fn append(dir: &Path, name: &FunctionName, text: &[u8]) -> io::Result<()> {
 }
 
 fn read(dir: &Path, name: &FunctionName, after: Option<Cursor>) -> io::Result<Part> {
-    let mut file = match File::open(dir.join(format!("{name}.log"))) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Part { text: Vec::new(), next: Cursor { inode: 0, offset: 0 } });
+    let mut files = Vec::new();
+    for ending in ["log.1", "log"] {
+        match File::open(dir.join(format!("{name}.{ending}"))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => files.push(opened?),
         }
-        opened => opened?,
+    }
+    let metadata = files.iter().map(File::metadata).collect::<io::Result<Vec<_>>>()?;
+    let (first, from) = match (after, metadata.last()) {
+        (_, None) => return Ok(Part { text: Vec::new(), next: Cursor { inode: 0, offset: 0 } }),
+        (None, Some(newest)) => (files.len() - 1, newest.len().saturating_sub(TAIL)),
+        (Some(after), Some(_)) => match metadata.iter().position(|file| file.ino() == after.inode) {
+            Some(known) => (known, after.offset.min(metadata[known].len())),
+            // Neither was there last time: all of both is new.
+            None => (0, 0),
+        },
     };
-    let (inode, len) = (file.metadata()?.ino(), file.metadata()?.len());
-    let (from, whole_line) = match after {
-        Some(cursor) if cursor.inode == inode => (cursor.offset.min(len), true),
-        // Another file than last time: all of it is new.
-        Some(_) => (0, true),
-        None => (len.saturating_sub(TAIL), len <= TAIL),
-    };
-    file.seek(SeekFrom::Start(from))?;
     let mut text = Vec::new();
-    file.take(MAX_READ).read_to_end(&mut text)?;
-    let next = Cursor { inode, offset: from + text.len() as u64 };
-    if !whole_line {
+    let mut next = Cursor { inode: metadata[first].ino(), offset: from };
+    for (file, metadata) in files.iter_mut().zip(&metadata).skip(first) {
+        let left = MAX_READ - text.len() as u64;
+        if left == 0 {
+            break;
+        }
+        let offset = if metadata.ino() == next.inode { next.offset } else { 0 };
+        file.seek(SeekFrom::Start(offset))?;
+        let read = file.take(left).read_to_end(&mut text)?;
+        next = Cursor { inode: metadata.ino(), offset: offset + read as u64 };
+    }
+    if after.is_none() && from > 0 {
         let begin = text.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         text.drain(..begin);
     }
@@ -156,10 +168,20 @@ mod tests {
         let one = logs.read(&name, Some(nothing.next)).await.unwrap();
         assert_eq!(one.text, b"one\n");
         logs.append(&name, Bytes::from(vec![b'x'; MAX_FILE as usize])).await;
+        let full = logs.read(&name, None).await.unwrap();
+        assert_eq!(full.text.len() as u64, TAIL, "the file that has just grown full");
         logs.append(&name, Bytes::from_static(b"two\n")).await;
-        let two = logs.read(&name, Some(one.next)).await.unwrap();
-        assert_eq!(two.text, b"two\n", "the new file, from its beginning");
-        let cursor: Cursor = two.next.to_string().parse().unwrap();
+        let (mut seen, mut next) = (Vec::new(), one.next);
+        while !seen.ends_with(b"two\n") {
+            let part = logs.read(&name, Some(next)).await.unwrap();
+            assert!(!part.text.is_empty(), "the end of one file is followed by the next");
+            seen.extend(part.text);
+            next = part.next;
+        }
+        assert_eq!(seen.len(), MAX_FILE as usize + 4);
+        let last = logs.read(&name, None).await.unwrap();
+        assert_eq!(last.text, b"two\n", "the newest file alone");
+        let cursor: Cursor = next.to_string().parse().unwrap();
         assert!(logs.read(&name, Some(cursor)).await.unwrap().text.is_empty());
         assert!("x-1".parse::<Cursor>().is_err());
     }

@@ -108,6 +108,13 @@ impl ApiError {
         Self { reason: Some(reason), ..new }
     }
 
+    /// A function's runtime is not there any more.
+    pub(super) fn no_runtime(runtime: &str) -> Self {
+        let message =
+            format!("this server has no {runtime} any more: update the function to another runtime");
+        Self::new(StatusCode::BAD_GATEWAY, "InvalidRuntimeException", Shape::Upper, message)
+    }
+
     /// The server stops.
     pub(super) fn unavailable(message: &str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", Shape::Upper, message)

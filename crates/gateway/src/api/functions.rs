@@ -14,7 +14,7 @@ use time::macros::format_description;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::settings::{Settings, check_architectures, unsupported};
+use super::settings::{Settings, check_architectures, refuse, says_something};
 use super::{Answer, Call, code, configuration, tags};
 use crate::deploy;
 use crate::gateway::Gateway;
@@ -35,7 +35,9 @@ struct Create<'a> {
     #[serde(default)]
     tags: Option<BTreeMap<String, String>>,
     #[serde(default)]
-    publish: Option<bool>,
+    publish: Value,
+    #[serde(default)]
+    publish_to: Value,
 }
 
 /// Where the code comes from; of `UpdateFunctionCode` also what is to happen with it.
@@ -44,12 +46,24 @@ struct Create<'a> {
 struct Source<'a> {
     #[serde(borrow, default)]
     zip_file: Cow<'a, str>,
-    s3_bucket: Option<Value>,
-    image_uri: Option<Value>,
+    #[serde(default)]
+    s3_bucket: Value,
+    #[serde(default)]
+    s3_key: Value,
+    #[serde(default)]
+    s3_object_version: Value,
+    #[serde(default)]
+    s3_object_storage_mode: Value,
+    #[serde(default)]
+    image_uri: Value,
+    #[serde(rename = "SourceKMSKeyArn", default)]
+    source_kms_key_arn: Value,
     architectures: Option<Vec<String>>,
     revision_id: Option<String>,
     #[serde(default)]
-    publish: Option<bool>,
+    publish: Value,
+    #[serde(default)]
+    publish_to: Value,
     #[serde(default)]
     dry_run: Option<bool>,
 }
@@ -78,9 +92,7 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
     if gateway.registry.get(&name).is_some() {
         return Err(exists());
     }
-    if request.publish == Some(true) {
-        return Err(unsupported("Publish"));
-    }
+    refuse(&[("Publish", &request.publish), ("PublishTo", &request.publish_to)])?;
     let mut config = Config::new();
     settings.apply(&name, &mut config, &gateway.config.interpreters)?;
     if config.runtime.is_empty() || config.handler.is_empty() {
@@ -107,7 +119,15 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
 
 /// Unpacks and keeps the bundle of a request.
 fn keep(gateway: &Gateway, source: &Source<'_>) -> Result<Code, ApiError> {
-    if source.s3_bucket.is_some() || source.image_uri.is_some() {
+    refuse(&[("SourceKMSKeyArn", &source.source_kms_key_arn)])?;
+    let elsewhere = [
+        &source.s3_bucket,
+        &source.s3_key,
+        &source.s3_object_version,
+        &source.s3_object_storage_mode,
+        &source.image_uri,
+    ];
+    if elsewhere.into_iter().any(says_something) {
         return Err(ApiError::invalid(
             "S3 and images are not supported by this server: send the bundle as ZipFile",
         ));
@@ -173,18 +193,22 @@ pub(super) async fn update_code(call: &Call, function: &str, body: Body) -> Resu
     let _turn = turn.map_err(|error| ApiError::service(&error.to_string()))?;
     let gateway = call.gateway.clone();
     let name = entry.record.name.clone();
-    let keep = move || {
+    let keep = move || -> Result<_, ApiError> {
         let source: Source<'_> = parse(&body.bytes)?;
-        if source.publish == Some(true) {
-            return Err(unsupported("Publish"));
-        }
+        refuse(&[("Publish", &source.publish), ("PublishTo", &source.publish_to)])?;
         updatable(&entry.record, source.revision_id.as_deref(), &gateway)?;
         let code = keep(&gateway, &source)?;
         Ok((code, source.revision_id, source.dry_run == Some(true)))
     };
     let (code, expected, dry_run) = tokio::task::spawn_blocking(keep).await.map_err(ApiError::panicked)??;
     if dry_run {
-        return get_configuration(call, function);
+        // What there would be; the bundle, which no function names, goes with the next start.
+        let mut record = find(call, function)?.record.clone();
+        record.wanted.code = code;
+        return Ok(super::json(
+            StatusCode::OK,
+            &configuration::of(call, &Entry { record, live: None }, None),
+        ));
     }
     update(call, name, expected, move |wanted| {
         wanted.code = code;

@@ -6,6 +6,7 @@
 //! Asynchronous events are accepted while there is room for them, and run at once. They are kept in memory: what was
 //! accepted and has not run is lost if the server is killed, and nothing is retried.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,25 +16,33 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
+use serde::Deserialize;
 use serde_json::json;
 use tracing::{debug, error};
 
 use super::error::ApiError;
 use super::functions::{lookup, reference};
+use super::settings::unsupported;
 use super::{Answer, Call, MAX_EVENT, empty};
+use crate::deploy::interpreter;
 use crate::gateway::Gateway;
 use crate::http::body::Body;
 use crate::names::LATEST;
 use crate::registry::Entry;
+use crate::registry::record::Status;
 use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, StartKind, ThrottleLimit};
 
 /// An event of an asynchronous invocation.
-const MAX_ASYNC: usize = 1 << 20;
-/// A result.
+pub(super) const MAX_ASYNC: usize = 1 << 20;
+/// A result, or the error object in its place.
 const MAX_RESULT: usize = 6_291_556;
 /// What `X-Amz-Log-Type: Tail` gives.
 const TAIL: usize = 4096;
 const MAX_CONTEXT: usize = 3583;
+pub(super) const KIND: &str = "x-amz-invocation-type";
+/// Headers that would change what an invocation means, and their members in the model.
+const UNSUPPORTED: [(&str, &str); 2] =
+    [("x-amz-tenant-id", "TenantId"), ("x-amz-durable-execution-name", "DurableExecutionName")];
 
 const START: HeaderName = HeaderName::from_static("x-sock-start");
 const TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -63,8 +72,13 @@ enum End {
 /// `Invoke` of the Lambda API.
 pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
     let entry = invokable(call, function)?;
-    let live = live(&entry)?;
-    let kind = call.header("x-amz-invocation-type").unwrap_or("RequestResponse").to_string();
+    let live = live(call, &entry)?;
+    for (header, member) in UNSUPPORTED {
+        if call.head.headers.contains_key(header) {
+            return Err(unsupported(member));
+        }
+    }
+    let kind = call.header(KIND).unwrap_or("RequestResponse").to_string();
     if kind == "Event" && body.bytes.len() > MAX_ASYNC {
         return Err(ApiError::request_too_large(body.bytes.len(), "Event", MAX_ASYNC));
     }
@@ -92,7 +106,7 @@ pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<An
     };
     let headers = answer.headers_mut();
     headers.insert(EXECUTED_VERSION, HeaderValue::from_static(LATEST));
-    if tail {
+    if tail && !ended.log.is_empty() {
         let from = ended.log.len().saturating_sub(TAIL);
         if let Ok(log) = HeaderValue::try_from(STANDARD.encode(&ended.log[from..])) {
             headers.insert(LOG_RESULT, log);
@@ -104,7 +118,7 @@ pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<An
 /// `POST /run/{name}`: the same with less ceremony. The status says how it went.
 pub(super) async fn run(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
     let entry = invokable(call, function)?;
-    let live = live(&entry)?;
+    let live = live(call, &entry)?;
     let invocation = invocation(call, &body)?;
     let ended = start(call, live, invocation, body).await?;
     let mut answer = match &ended.end {
@@ -129,9 +143,8 @@ fn invokable(call: &Call, function: &str) -> Result<Arc<Entry>, ApiError> {
 }
 
 /// What is live of a function.
-fn live(entry: &Entry) -> Result<Arc<Function>, ApiError> {
-    use crate::registry::record::Status;
-    entry.live.clone().ok_or_else(|| {
+fn live(call: &Call, entry: &Entry) -> Result<Arc<Function>, ApiError> {
+    let live = entry.live.clone().ok_or_else(|| {
         let state = match &entry.record.status {
             Status::Failed(failure) => format!("Failed: {}", failure.reason),
             _ => "Pending".into(),
@@ -139,7 +152,11 @@ fn live(entry: &Entry) -> Result<Arc<Function>, ApiError> {
         ApiError::conflict(format!(
             "The operation cannot be performed at this time. The function is currently in the following state: {state}"
         ))
-    })
+    })?;
+    match interpreter(&call.gateway.config.interpreters, &live.runtime) {
+        Some(_) => Ok(live),
+        None => Err(ApiError::no_runtime(&live.runtime)),
+    }
 }
 
 fn invocation(call: &Call, body: &Body) -> Result<Invocation, ApiError> {
@@ -207,7 +224,9 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
     let began = Instant::now();
     let outcome = gateway.runner.invoke(function.clone(), invocation).await;
     let log = Bytes::from(lines(&function, &request_id, &outcome));
-    gateway.logs.append(&function.name, log.clone()).await;
+    if !log.is_empty() {
+        gateway.logs.append(&function.name, log.clone()).await;
+    }
     let kind = kind(&outcome.result);
     debug!(
         request_id,
@@ -225,7 +244,11 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
 
 fn kind(result: &InvocationResult) -> &'static str {
     match result {
-        InvocationResult::Ok(result) if result.len() > MAX_RESULT => "too-large",
+        InvocationResult::Ok(result) | InvocationResult::HandlerError(result)
+            if result.len() > MAX_RESULT =>
+        {
+            "too-large"
+        }
         InvocationResult::Ok(_) => "ok",
         InvocationResult::HandlerError(_) => "error",
         InvocationResult::Timeout => "timeout",
@@ -241,10 +264,14 @@ fn end(function: &Function, request_id: &str, result: InvocationResult) -> End {
         Bytes::from(json!({ "errorType": kind, "errorMessage": message }).to_string())
     };
     match result {
-        InvocationResult::Ok(result) if result.len() > MAX_RESULT => End::Error(object(
-            "Function.ResponseSizeTooLarge",
-            format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT} bytes)."),
-        )),
+        InvocationResult::Ok(result) | InvocationResult::HandlerError(result)
+            if result.len() > MAX_RESULT =>
+        {
+            End::Error(object(
+                "Function.ResponseSizeTooLarge",
+                format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT} bytes)."),
+            ))
+        }
         InvocationResult::Ok(result) => End::Result(result),
         InvocationResult::HandlerError(error) => End::Error(error),
         InvocationResult::Timeout => End::Timeout(object(
@@ -274,8 +301,38 @@ fn timed_out(function: &Function) -> String {
     format!("Task timed out after {:.2} seconds", function.timeout.as_secs_f64())
 }
 
-/// The invocation's lines in the function's log.
+/// The error type in the last line of the log. An error that the handler raised is none of the platform's.
+fn error_type(result: &InvocationResult) -> Option<Cow<'static, str>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Raised {
+        error_type: String,
+    }
+    Some(match result {
+        InvocationResult::Ok(result) | InvocationResult::HandlerError(result)
+            if result.len() > MAX_RESULT =>
+        {
+            "Function.ResponseSizeTooLarge".into()
+        }
+        InvocationResult::HandlerError(error) => {
+            let Raised { error_type } = serde_json::from_slice(error).ok()?;
+            let word = |kind: &String| kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+            Some(error_type).filter(|kind| kind.starts_with("Runtime.") && word(kind))?.into()
+        }
+        InvocationResult::Exited { .. } => "Runtime.ExitError".into(),
+        InvocationResult::OutOfMemory => "Runtime.OutOfMemory".into(),
+        InvocationResult::Platform(_) => "Platform".into(),
+        InvocationResult::Ok(_) | InvocationResult::Timeout | InvocationResult::Throttled { .. } => {
+            return None;
+        }
+    })
+}
+
+/// The invocation's lines in the function's log. What found no room has run nothing, and has none.
 fn lines(function: &Function, request_id: &str, outcome: &Outcome) -> Vec<u8> {
+    if matches!(outcome.result, InvocationResult::Throttled { .. }) {
+        return Vec::new();
+    }
     let version = &function.version;
     let mut lines = format!("START RequestId: {request_id} Version: {version}\n").into_bytes();
     lines.extend_from_slice(&outcome.log);
@@ -287,13 +344,14 @@ fn lines(function: &Function, request_id: &str, outcome: &Outcome) -> Vec<u8> {
         lines.extend_from_slice(note.as_bytes());
     }
     let status = match &outcome.result {
-        InvocationResult::Ok(_) => String::new(),
         InvocationResult::Timeout => {
             let note = format!("RequestId: {request_id} Error: {}\n", timed_out(function));
             lines.extend_from_slice(note.as_bytes());
             "Status: timeout\t".into()
         }
-        result => format!("Status: error\tError Type: {}\t", kind(result)),
+        result => {
+            error_type(result).map_or_else(String::new, |kind| format!("Status: error\tError Type: {kind}\t"))
+        }
     };
     let ms = outcome.phases.handler.as_secs_f64() * 1e3;
     let billed = (ms + outcome.phases.init.as_secs_f64() * 1e3).ceil();

@@ -168,9 +168,7 @@ impl Settings {
             ("AcceleratorConfig", &self.accelerator_config),
             ("RuntimeConfig", &self.runtime_config),
         ];
-        if let Some((member, _)) = members.iter().find(|(_, value)| says_something(value)) {
-            return Err(unsupported(member));
-        }
+        refuse(&members)?;
         if self.package_type.as_deref().is_some_and(|kind| kind != "Zip") {
             return Err(ApiError::invalid(
                 "PackageType Image is not supported by this server: deploy a zip file",
@@ -193,6 +191,14 @@ impl Settings {
     }
 }
 
+/// Refuses the first of these members that is set.
+pub(super) fn refuse(members: &[(&str, &Value)]) -> Result<(), ApiError> {
+    match members.iter().find(|(_, value)| says_something(value)) {
+        Some((member, _)) => Err(unsupported(member)),
+        None => Ok(()),
+    }
+}
+
 /// An operation's switch, or a member, that this server does not have.
 pub(super) fn unsupported(member: &str) -> ApiError {
     ApiError::invalid(format!("{member} is not supported by this server: leave it out"))
@@ -210,7 +216,7 @@ pub(super) fn check_architectures(wanted: Option<&[String]>) -> Result<(), ApiEr
 }
 
 /// An empty list or object is the way in which some clients say nothing.
-fn says_something(value: &Value) -> bool {
+pub(super) fn says_something(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::String(text) => !text.is_empty(),

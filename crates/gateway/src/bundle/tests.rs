@@ -1,3 +1,5 @@
+//! Bundles of every kind that somebody could send.
+
 use std::error::Error;
 
 use zip::write::{SimpleFileOptions, ZipWriter};

@@ -42,7 +42,13 @@ pub enum PackagesError {
     Resolve(#[from] ResolveError),
     /// A package is not what it says, or could not be fetched or written.
     #[error("failed to install packages")]
-    Install(#[from] InstallError),
+    Install(#[source] Box<InstallError>),
+}
+
+impl From<InstallError> for PackagesError {
+    fn from(error: InstallError) -> Self {
+        Self::Install(Box::new(error))
+    }
 }
 
 /// The package cache of a data directory.

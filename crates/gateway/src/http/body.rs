@@ -1,7 +1,8 @@
 //! Request bodies: read whole, within a size, a time and a share of memory.
 //!
-//! A signature covers the body, so it has to be here before anything is done. Who sends too much still gets an answer: the
-//! rest is read and thrown away, up to a point, because a client that is still writing does not read.
+//! A signature covers the body, so it has to be here before anything is done. Who sends too much, or has no key, still gets
+//! an answer: the rest is read and thrown away, up to a point, because a client that is still writing does not read, and
+//! a connection that is closed under it takes the answer along.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,13 @@ pub(crate) async fn read(
         Ok(Body { bytes, share })
     };
     tokio::time::timeout(time, whole).await.unwrap_or(Err(BodyError::Slow))
+}
+
+/// Lets a request that is answered already end: the rest of it is read and thrown away, for at most `time`.
+pub(crate) fn pass_over(body: Incoming, time: Duration) {
+    if !body.is_end_stream() {
+        tokio::spawn(tokio::time::timeout(time, discard(body, 0)));
+    }
 }
 
 async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, BodyError> {

@@ -1,3 +1,5 @@
+//! Against signatures that botocore made, and what happens to them when anything is changed.
+
 use std::sync::LazyLock;
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -24,16 +24,17 @@ pub(crate) struct Logs {
 
 pub(crate) fn run(options: &Logs) -> Result<ExitCode> {
     let client = options.reading.server.connect()?;
-    let mut after: Option<String> = None;
+    // The end of the log at first, then what the server said where to go on.
+    let mut after = String::new();
     loop {
-        let name = segment(&options.name);
-        let target = after.map_or(format!("/logs/{name}"), |after| format!("/logs/{name}?after={after}"));
-        let answer = client.call("GET", &target, &[], &[])?;
+        let answer = client.call("GET", &format!("/logs/{}{after}", segment(&options.name)), &[], &[])?;
         if answer.status != 200 {
             return Err(answer.error());
         }
         print(&answer.body, options.reading.json)?;
-        after = answer.header("x-sock-log-next").map(str::to_owned);
+        if let Some(next) = answer.header("x-sock-log-next") {
+            after = format!("?after={next}");
+        }
         if !options.follow {
             return Ok(ExitCode::SUCCESS);
         }
