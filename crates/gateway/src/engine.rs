@@ -56,18 +56,53 @@ const ATTEMPTS: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct EngineOptions {
     pub(crate) data_dir: PathBuf,
-    pub(crate) python: sock_pkgcache::Interpreter,
+    /// The runtimes, the first is the default.
+    pub(crate) interpreters: Vec<sock_pkgcache::Interpreter>,
 }
 
 /// See the module.
 pub(crate) struct Engine {
     launcher: Launcher,
     zygotes: Arc<Zygotes>,
-    python: Python,
-    options: EngineOptions,
+    pythons: Vec<Python>,
+    data_dir: PathBuf,
     running: Semaphore,
-    functions: Mutex<HashMap<FunctionName, Arc<Prepared>>>,
+    functions: Mutex<Functions>,
     idle: Mutex<Idle>,
+}
+
+/// What was prepared of the functions that are deployed.
+#[derive(Default)]
+struct Functions {
+    by_name: HashMap<FunctionName, Arc<Prepared>>,
+    /// Revisions that were replaced or deleted, the newest last: an invocation of one that is still under way must not
+    /// bring it back.
+    gone: VecDeque<String>,
+}
+
+impl Functions {
+    // More than invocations can be under way.
+    const GONE: usize = 1024;
+
+    fn remove(&mut self, name: &FunctionName) {
+        if let Some(prepared) = self.by_name.remove(name) {
+            self.gone.push_back(prepared.function.revision.clone());
+            if self.gone.len() > Self::GONE {
+                self.gone.pop_front();
+            }
+        }
+    }
+
+    fn insert(&mut self, prepared: Arc<Prepared>) {
+        let Function { name, revision, .. } = &*prepared.function;
+        if self.gone.contains(revision) {
+            return;
+        }
+        if self.by_name.get(name).is_some_and(|old| old.function.revision != *revision) {
+            self.remove(name);
+        }
+        self.by_name.insert(name.clone(), prepared);
+    }
 }
 
 /// Idle instances by function, and when each came.
@@ -138,18 +173,19 @@ impl Engine {
     /// Over the launcher's `socket`. Starts the root zygote.
     pub(crate) async fn start(socket: OwnedFd, options: EngineOptions) -> Result<Arc<Self>, String> {
         let launcher = Launcher::new(socket).map_err(|error| error.to_string())?;
-        let python = Python::new(&options.python);
-        let zygotes = Arc::new(Zygotes::new(launcher.clone(), python.clone()));
-        let root = Key { view: None, imports: Vec::new() };
-        zygotes
-            .ensure(root, sock_zygote::Lock::new(), Vec::new())
-            .await
-            .map_err(|error| error.to_string())?;
+        let pythons: Vec<Python> = options.interpreters.iter().map(Python::new).collect();
+        let zygotes = Arc::new(Zygotes::new(launcher.clone()));
+        for python in &pythons {
+            let root = Key { runtime: python.runtime.clone(), view: None, imports: Vec::new() };
+            let argv = python.argv(Entry::Zygote);
+            let started = zygotes.ensure(root, sock_zygote::Lock::new(), Vec::new(), argv).await;
+            started.map_err(|error| error.to_string())?;
+        }
         let engine = Arc::new(Self {
             launcher,
             zygotes,
-            python,
-            options,
+            pythons,
+            data_dir: options.data_dir,
             running: Semaphore::new(MAX_RUNNING),
             functions: Mutex::default(),
             idle: Mutex::default(),
@@ -178,12 +214,13 @@ impl Engine {
 
     /// The function's current state of preparation, made if need be.
     async fn prepared(&self, function: &Arc<Function>) -> Result<Arc<Prepared>, String> {
-        if let Some(prepared) = lock(&self.functions).get(&function.name)
+        if let Some(prepared) = lock(&self.functions).by_name.get(&function.name)
             && prepared.function.revision == function.revision
+            && prepared.function.fresh == function.fresh
         {
             return Ok(Arc::clone(prepared));
         }
-        let data = self.options.data_dir.clone();
+        let data = self.data_dir.clone();
         let of = Arc::clone(function);
         let prepared = tokio::task::spawn_blocking(move || Prepared::new(of, &data))
             .await
@@ -197,18 +234,24 @@ impl Engine {
                 .map_err(|error| error.to_string())?;
         }
         let prepared = Arc::new(prepared);
-        lock(&self.functions).insert(function.name.clone(), Arc::clone(&prepared));
+        lock(&self.functions).insert(Arc::clone(&prepared));
         Ok(prepared)
     }
 
+    fn python(&self, function: &Function) -> Result<&Python, String> {
+        let found = self.pythons.iter().find(|python| python.runtime == function.runtime);
+        found.ok_or_else(|| format!("this server has no interpreter for {}", function.runtime))
+    }
+
+    /// A zygote of the function's own, unless it wants none.
     async fn ensure_zygote(&self, prepared: &Prepared) -> Result<(), String> {
+        let argv = self.python(&prepared.function)?.argv(Entry::Zygote);
         if prepared.function.fresh {
             return Ok(());
         }
-        self.zygotes
-            .ensure(prepared.key(), prepared.zygote_lock(), prepared.shared_environment())
-            .await
-            .map_err(|error| error.to_string())
+        let environment = prepared.shared_environment();
+        let ensured = self.zygotes.ensure(prepared.key(), prepared.zygote_lock(), environment, argv).await;
+        ensured.map_err(|error| error.to_string())
     }
 
     fn take_idle(&self, function: &Function) -> Option<Instance> {
@@ -265,7 +308,7 @@ impl Engine {
         let mut attempt = 1;
         let (mut instance, kind) = loop {
             let forking = !function.fresh && attempt < ATTEMPTS;
-            let choose = || self.zygotes.choose(&prepared.candidate, &prepared.imports);
+            let choose = || self.zygotes.choose(prepared);
             match self.obtain(prepared, forking.then(choose).flatten()).await {
                 Ok(obtained) => break obtained,
                 Err(why) if attempt == ATTEMPTS || function.fresh => return Err(StartError::Platform(why)),
@@ -317,7 +360,7 @@ impl Engine {
             Some(zygote) => Request::Fork { zygote: zygote.id, files, limits },
             None => {
                 let command = Command {
-                    argv: self.python.argv(Entry::Instance),
+                    argv: self.python(function)?.argv(Entry::Instance),
                     env: runtime::environment(Entry::Instance),
                     directory: "/var/task".into(),
                     role: Role::Instance,
@@ -426,6 +469,7 @@ impl Engine {
         }
         let max_memory_mb = instance.max_memory_mb;
         let current = lock(&self.functions)
+            .by_name
             .get(&function.name)
             .is_some_and(|prepared| prepared.function.revision == instance.revision);
         if instance.id != GONE && current {
@@ -441,14 +485,14 @@ impl Engine {
         phases: &mut Phases,
     ) -> Result<(Instance, StartKind), StartError> {
         let prepared = self.prepared(function).await.map_err(StartError::Platform)?;
-        if !function.fresh && !self.zygotes.has(&prepared.key()) {
+        if !function.fresh && self.zygotes.should_start(&prepared.key()) {
             // First use after a restart, or the zygote died: this invocation makes do with the best there is.
+            let argv = self.python(function).map_err(StartError::Platform)?.argv(Entry::Zygote);
             let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
             tokio::spawn(async move {
-                if let Err(error) = zygotes
-                    .ensure(prepared.key(), prepared.zygote_lock(), prepared.shared_environment())
-                    .await
-                {
+                let environment = prepared.shared_environment();
+                let (key, lock) = (prepared.key(), prepared.zygote_lock());
+                if let Err(error) = zygotes.ensure(key, lock, environment, argv).await {
                     tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
                 }
             });
@@ -528,13 +572,14 @@ impl Runner for Engine {
     }
 
     fn retire(&self, name: &FunctionName) {
-        let prepared = lock(&self.functions).remove(name);
+        lock(&self.functions).remove(name);
         let mut idle = lock(&self.idle);
         let instances = idle.by_function.remove(name).unwrap_or_default();
         idle.count -= instances.len();
         drop(idle);
-        drop((instances, prepared));
-        let wanted: BTreeSet<Key> = lock(&self.functions).values().map(|prepared| prepared.key()).collect();
+        drop(instances);
+        let wanted: BTreeSet<Key> =
+            lock(&self.functions).by_name.values().map(|prepared| prepared.key()).collect();
         self.zygotes.retire(&wanted);
     }
 }

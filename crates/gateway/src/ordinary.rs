@@ -37,8 +37,7 @@ async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd)
     let interpreters = interpreters(&options.pythons)?;
     let given = Sources { index_url: options.index_url.clone(), find_links: options.find_links.clone() };
     let sources = given.or(Sources::from_env());
-    let python = interpreters.first().cloned().ok_or("no interpreter")?;
-    let mut config = GatewayConfig::open(&options.data_dir, interpreters, sources).map_err(chain)?;
+    let mut config = GatewayConfig::open(&options.data_dir, interpreters.clone(), sources).map_err(chain)?;
     if let Some(key) = &options.access_key {
         let key = AccessKey::parse(key).map_err(chain)?;
         config.auth = match config.auth {
@@ -50,7 +49,7 @@ async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd)
         config.auth = Auth::Open;
     }
     let engine =
-        Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), python }).await?;
+        Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), interpreters }).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     println!("serving http://{address}");
     // Whoever started the server may have closed its end by now.

@@ -129,6 +129,7 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     if options.no_auth && !options.listen.ip().is_loopback() {
         return Err(SuperviseError::OpenToAll(options.listen));
     }
+    options.pythons.iter().try_for_each(|path| check_python(path))?;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
     check_limits(options)?;
@@ -203,6 +204,16 @@ fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, Su
             return Ok(End::Died("gateway"));
         }
     }
+}
+
+/// Containers see the host's `/usr` and nothing else of it.
+fn check_python(path: &Path) -> Result<(), SuperviseError> {
+    let fail = |reason: &str| SuperviseError::Python { path: path.to_owned(), reason: reason.to_owned() };
+    let real = path.canonicalize().map_err(|error| fail(&error.to_string()))?;
+    if real.starts_with("/usr") && path.starts_with("/usr") {
+        return Ok(());
+    }
+    Err(fail("containers see nothing of this machine but /usr; install it there"))
 }
 
 fn check_limits(options: &ServeOptions) -> Result<(), SuperviseError> {

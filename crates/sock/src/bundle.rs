@@ -126,7 +126,7 @@ mod tests {
         let bundle = make(&root, None).unwrap();
         assert_eq!((bundle.name.as_str(), bundle.handler.as_deref()), ("my", Some("app.handler")));
         let archive = zip::ZipArchive::new(Cursor::new(&bundle.zip)).unwrap();
-        let names: Vec<&str> = archive.file_names().collect();
+        let names: Vec<String> = archive.file_names().map(|name| name.unwrap().into_owned()).collect();
         assert_eq!(names, ["app.py", "pkg/__init__.py", "requirements.txt"]);
         assert_eq!(make(&root, None).unwrap().zip, bundle.zip);
     }

@@ -59,7 +59,7 @@ impl Prepared {
     /// What a zygote of its own would be.
     pub(crate) fn key(&self) -> Key {
         let view = if self.imports.is_empty() { None } else { self.view.clone() };
-        Key { view, imports: self.imports.clone() }
+        Key { runtime: self.function.runtime.clone(), view, imports: self.imports.clone() }
     }
 
     /// What all functions of this server have alike: imports such as powertools' read it.

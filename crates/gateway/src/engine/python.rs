@@ -1,4 +1,4 @@
-//! The interpreter that instances run, as it is called inside a container.
+//! The interpreters that instances run, as they are called inside a container.
 
 use sock_zygote::runtime::{self, Entry};
 
@@ -7,11 +7,15 @@ use sock_zygote::runtime::{self, Entry};
 pub(crate) struct Python {
     path: String,
     minor: u8,
+    /// As functions name it: `python3.11`.
+    pub(crate) runtime: String,
 }
 
 impl Python {
     pub(crate) fn new(interpreter: &sock_pkgcache::Interpreter) -> Self {
-        Self { path: interpreter.path.to_string_lossy().into_owned(), minor: interpreter.version.1 }
+        let (major, minor, _) = interpreter.version;
+        let path = interpreter.path.to_string_lossy().into_owned();
+        Self { path, minor, runtime: format!("python{major}.{minor}") }
     }
 
     /// The command line that starts a zygote or a single instance.

@@ -7,16 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sock_isolation::launcher::wire::{Files, Request, StartZygote, ZygoteId};
 use sock_isolation::{Command, Limits, Role};
 use sock_zygote::frames::{ImportList, Kind};
 use sock_zygote::runtime::{self, Entry};
-use sock_zygote::{Candidate, Facts, Import, Lock, Node, sound};
+use sock_zygote::{Facts, Import, Lock, Node, sound};
 
+use super::function::Prepared;
 use super::launcher::{Launcher, LauncherError};
 use super::process::{Peer, PeerError};
-use super::python::Python;
 
 /// A zygote could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,9 @@ pub(crate) enum ZygoteError {
 /// The slowest packages (with compiled files, cold from disk) need a few seconds.
 const IMPORT_SECONDS: u64 = 60;
 
+/// What could not be imported now is not tried again at every request.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// Each costs memory and a block of user ids. Beyond this, functions fork from the best that is there.
 const MAX_ZYGOTES: usize = 64;
 
@@ -53,6 +57,7 @@ const SPARES: u32 = 1;
 /// What makes two zygotes the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
+    pub(crate) runtime: String,
     pub(crate) view: Option<String>,
     pub(crate) imports: Vec<Import>,
 }
@@ -77,32 +82,37 @@ impl Drop for Zygote {
 
 pub(crate) struct Zygotes {
     launcher: Launcher,
-    python: Python,
     next: AtomicU32,
     running: Mutex<BTreeMap<Key, Arc<Zygote>>>,
+    /// When the start of one failed last.
+    failed: Mutex<BTreeMap<Key, Instant>>,
     /// Held while one is started, so that two deploys do not start the same.
     starting: tokio::sync::Mutex<()>,
 }
 
 impl Zygotes {
-    pub(crate) fn new(launcher: Launcher, python: Python) -> Self {
+    pub(crate) fn new(launcher: Launcher) -> Self {
         let (next, running) = (AtomicU32::new(1), Mutex::default());
-        Self { launcher, python, next, running, starting: tokio::sync::Mutex::default() }
+        Self { launcher, next, running, failed: Mutex::default(), starting: tokio::sync::Mutex::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Zygote>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is one for `key`.
-    pub(crate) fn has(&self, key: &Key) -> bool {
-        self.lock().contains_key(key)
+    /// Whether there is none for `key` and one may well be started.
+    pub(crate) fn should_start(&self, key: &Key) -> bool {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = failed.get(key).is_some_and(|at| at.elapsed() < RETRY);
+        !lately && !self.lock().contains_key(key)
     }
 
-    /// The best of those that may serve `function`, which wants `imports`.
-    pub(crate) fn choose(&self, function: &Candidate, imports: &[Import]) -> Option<Arc<Zygote>> {
+    /// The best of those that may serve a function.
+    pub(crate) fn choose(&self, prepared: &Prepared) -> Option<Arc<Zygote>> {
+        let Prepared { function, candidate, imports, .. } = prepared;
         let running = self.lock();
-        let sound = running.values().filter(|zygote| match sound(&zygote.node, function) {
+        let of_runtime = running.values().filter(|zygote| zygote.key.runtime == function.runtime);
+        let sound = of_runtime.filter(|zygote| match sound(&zygote.node, candidate) {
             Ok(()) => true,
             Err(reason) => {
                 tracing::trace!(zygote = zygote.id, %reason, "not sound");
@@ -115,12 +125,14 @@ impl Zygotes {
         best.map(Arc::clone)
     }
 
-    /// Makes sure that there is a zygote for `key`, whose view holds `lock`, with `more` variables than all have.
+    /// Makes sure that there is a zygote for `key`, whose view holds `lock`, started by `argv` with `more` variables than
+    /// all have.
     pub(crate) async fn ensure(
         self: &Arc<Self>,
         key: Key,
         lock: Lock,
         more: Vec<(String, String)>,
+        argv: Vec<String>,
     ) -> Result<(), ZygoteError> {
         let _starting = self.starting.lock().await;
         {
@@ -131,7 +143,7 @@ impl Zygotes {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let command = Command {
-            argv: self.python.argv(Entry::Zygote),
+            argv,
             env: [runtime::environment(Entry::Zygote), more].concat(),
             directory: "/".into(),
             role: Role::Zygote,
@@ -150,6 +162,9 @@ impl Zygotes {
             Ok(facts) => facts,
             Err(error) => {
                 self.launcher.tell(Request::StopZygote { zygote: id });
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.retain(|_, at| at.elapsed() < RETRY);
+                failed.insert(key, Instant::now());
                 return Err(error);
             }
         };
@@ -208,7 +223,7 @@ async fn import(peer: &mut Peer, imports: &[Import]) -> Result<Facts, ZygoteErro
         peer.send(Kind::Import, &list).await?;
         peer.expect(Kind::Facts).await
     };
-    let limit = std::time::Duration::from_secs(IMPORT_SECONDS);
+    let limit = Duration::from_secs(IMPORT_SECONDS);
     let result = tokio::time::timeout(limit, exchange).await.map_err(|_| ZygoteError::Slow)?;
     match result {
         Ok(report) => Ok(serde_json::from_slice(&report)?),

@@ -13,7 +13,7 @@ use sock_pkgcache::{Lock, View};
 use crate::names::{FunctionName, LATEST, Realm};
 use crate::runner::Function;
 
-/// With the value `true`: every invocation gets an instance of its own.
+/// With the value `true`: its instances are interpreters of their own, never forked from a zygote.
 pub(crate) const TAG_FRESH: &str = "sock:fresh";
 /// With the value `true`: `POST /run/{name}` asks for no key.
 pub(crate) const TAG_PUBLIC: &str = "sock:public";

@@ -2,9 +2,10 @@
 
 use libtest_mimic::Failed;
 
+use crate::Test;
 use crate::shop::Shop;
 
-pub(crate) const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("inside::nobody_with_nothing", nobody),
     ("inside::the_host_is_out_of_sight", out_of_sight),
     ("inside::only_tmp_can_be_written", only_tmp),

@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use libtest_mimic::Failed;
 use sock_isolation::Exit;
 
+use crate::Test;
 use crate::shop::{Shop, command, pipe, spec};
 
-pub(crate) const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::exit_codes_and_signals_are_told_apart", exits),
     ("lifecycle::a_missing_program_is_named", missing_program),
     ("lifecycle::a_container_that_fights_back_is_destroyed", fights_back),

@@ -9,10 +9,13 @@ mod shop;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// A name and what is run under it.
+type Test = (&'static str, fn() -> Result<(), Failed>);
+
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let tests: Vec<(&str, fn() -> Result<(), Failed>)> = [lifecycle::TESTS, inside::TESTS].concat();
+    let tests = [lifecycle::TESTS, inside::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -59,12 +59,13 @@ pub(crate) fn run(options: &Deploy) -> Result<ExitCode> {
             options.path.display()
         );
     };
+    let settings = settings(options, handler)?;
     let client = options.reading.server.connect()?;
     let path = format!("/2015-03-31/functions/{}", segment(&name));
     let existing = client.call("GET", &format!("{path}/configuration"), &[], &[])?;
     match existing.status {
-        200 => update(&client, &path, options, &bundle, handler)?,
-        404 => create(&client, &name, options, &bundle, handler)?,
+        200 => update(&client, &path, options, &bundle, settings)?,
+        404 => create(&client, &name, options, &bundle, settings)?,
         _ => return Err(existing.error()),
     }
     let configuration = wait(&client, &path, &name)?;
@@ -96,13 +97,21 @@ fn settings(options: &Deploy, handler: &str) -> Result<Map<String, Value>> {
     Ok(settings)
 }
 
+/// What flags of a deployment become: Lambda has no settings for them.
+const MARKS: [&str; 2] = ["sock:fresh", "sock:public"];
+
 fn tags(options: &Deploy) -> Map<String, Value> {
-    let marks = [("sock:fresh", options.fresh), ("sock:public", options.public)];
-    marks.into_iter().filter(|(_, set)| *set).map(|(name, _)| (name.to_owned(), "true".into())).collect()
+    let marks = MARKS.into_iter().zip([options.fresh, options.public]);
+    marks.filter(|(_, set)| *set).map(|(name, _)| (name.to_owned(), "true".into())).collect()
 }
 
-fn create(client: &Client, name: &str, options: &Deploy, bundle: &Bundle, handler: &str) -> Result<()> {
-    let mut body = settings(options, handler)?;
+fn create(
+    client: &Client,
+    name: &str,
+    options: &Deploy,
+    bundle: &Bundle,
+    mut body: Map<String, Value>,
+) -> Result<()> {
     let zip = base64::engine::general_purpose::STANDARD.encode(&bundle.zip);
     body.insert("FunctionName".into(), name.into());
     body.insert("Runtime".into(), runtime(client)?.into());
@@ -119,10 +128,30 @@ fn runtime(client: &Client) -> Result<String> {
     Ok(health["runtimes"][0].as_str().unwrap_or("python3.11").to_owned())
 }
 
-fn update(client: &Client, path: &str, options: &Deploy, bundle: &Bundle, handler: &str) -> Result<()> {
+fn update(
+    client: &Client,
+    path: &str,
+    options: &Deploy,
+    bundle: &Bundle,
+    settings: Map<String, Value>,
+) -> Result<()> {
     let zip = base64::engine::general_purpose::STANDARD.encode(&bundle.zip);
-    settled(client, path)?;
-    let settings = settings(options, handler)?;
+    let configuration = settled(client, path)?;
+    let tags_path =
+        format!("/2017-03-31/tags/{}", segment(configuration["FunctionArn"].as_str().unwrap_or_default()));
+    let tags = tags(options);
+    let unset: Vec<String> = MARKS
+        .iter()
+        .filter(|mark| !tags.contains_key(**mark))
+        .map(|mark| format!("tagKeys={}", segment(mark)))
+        .collect();
+    if !tags.is_empty() {
+        client.json("POST", &tags_path, &json!({ "Tags": tags })).context("failed to set tags")?;
+    }
+    if !unset.is_empty() {
+        let target = format!("{tags_path}?{}", unset.join("&"));
+        client.json("DELETE", &target, &Value::Null).context("failed to remove tags")?;
+    }
     client
         .json("PUT", &format!("{path}/configuration"), &settings.into())
         .context("failed to update the configuration")?;

@@ -30,6 +30,10 @@ fn fresh_means_an_interpreter_of_its_own() {
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--fresh"]);
     assert_eq!(server.run("where", &json!({})).start, "cold");
     assert_eq!(server.run("where", &json!({})).start, "warm");
+    server.deploy(&tests("e2e/functions/where.py"), "where", &[]);
+    assert_ne!(server.run("where", &json!({})).start, "cold", "a deployment without the flag takes it back");
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--fresh"]);
+    assert_eq!(server.run("where", &json!({})).start, "cold");
 }
 
 #[test]

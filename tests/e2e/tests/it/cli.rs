@@ -1,0 +1,114 @@
+//! What the command line says when the server refuses, or a function fails: as snapshots.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+
+use crate::server::Server;
+
+#[test]
+fn errors_of_a_server() {
+    let (data, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path());
+    let file = |name: &str, text: &str| {
+        let path = work.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let nothing = file("nothing.py", "x = 1\n");
+    let broken = file("broken.py", "import missing_module\n");
+    let raising = file("raising.py", "def handler(event):\n    raise KeyError('name')\n");
+    file("needy/main.py", "def handler(event):\n    return 1\n");
+    file("needy/requirements.txt", "a-package-that-is-on-no-index==1.0\n");
+    file("odd/main.py", "def handler(event):\n    return 1\n");
+    file("odd/requirements.txt", "-e .\n");
+    let (needy, odd) = (work.path().join("needy"), work.path().join("odd"));
+    let all = [
+        &["invoke", "missing"][..],
+        &["show", "missing"],
+        &["delete", "missing"],
+        &["logs", "missing"],
+        &["deploy", &nothing, "--name", "no spaces"],
+        &["deploy", &nothing, "--memory", "1"],
+        &["deploy", &nothing, "--timeout", "1000"],
+        &["deploy", &nothing, "--env", "AWS_REGION=mars"],
+        &["deploy", &nothing],
+        &["invoke", "nothing"],
+        &["deploy", &broken],
+        &["invoke", "broken"],
+        &["deploy", &raising],
+        &["invoke", "raising"],
+        &["deploy", needy.to_str().unwrap()],
+        &["invoke", "needy"],
+        &["deploy", odd.to_str().unwrap()],
+    ];
+    let shown: Vec<String> = all
+        .iter()
+        .map(|arguments| {
+            let output = server.sock(arguments);
+            let (out, err) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            let text = format!("$ sock {}\n{out}{err}", arguments.join(" "));
+            let text = text.replace(work.path().to_str().unwrap(), "DIR").replace(&server.endpoint, "SERVER");
+            format!("{}\nexit status {}\n", text.trim_end(), output.status.code().unwrap())
+        })
+        .collect();
+    insta::with_settings!({filters => vec![
+        (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "[id]"),
+        (r"at https?://[^ ]+", "at [index]"),
+    ]}, {
+        insta::assert_snapshot!(shown.join("\n"));
+    });
+}
+
+#[test]
+fn a_wrong_key_is_refused_and_the_right_one_is_in_the_data_directory() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let sock = |key: Option<(&str, &str)>| {
+        let mut command = std::process::Command::new(crate::server::binary());
+        command.args(["list", "--json", "--endpoint", &server.endpoint]).env("SOCK_DATA_DIR", data.path());
+        command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+        if let Some((id, secret)) = key {
+            command.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
+        }
+        command.output().unwrap()
+    };
+    let refused = sock(Some(("SOCKTEST00000001", "not-the-secret-of-this-key")));
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("signature") && said.lines().count() == 1, "{said}");
+    let listed = sock(None);
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    assert_eq!(serde_json::from_slice::<Value>(&listed.stdout).unwrap(), serde_json::json!([]));
+    let keys = fs::metadata(data.path().join("keys.json")).unwrap().permissions().mode();
+    assert_eq!(keys & 0o777, 0o600);
+}
+
+#[test]
+fn a_command_runs_in_a_container() {
+    let run = |arguments: &[&str]| {
+        let output =
+            std::process::Command::new(crate::server::binary()).args(["run", "--"]).args(arguments).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    assert_eq!(run(&["id", "-u"]), (Some(0), "1000".to_owned()));
+    assert_eq!(run(&["sh", "-c", "exit 7"]), (Some(7), String::new()));
+    assert_eq!(run(&["cat", "/etc/shadow"]), (Some(1), String::new()));
+    assert_eq!(run(&["sh", "-c", "echo $$ && ls -A /tmp /var/task"]).0, Some(0));
+}
+
+#[test]
+fn the_doctor_looks_and_tells() {
+    let output =
+        std::process::Command::new(crate::server::binary()).args(["doctor", "--json"]).output().unwrap();
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let subjects: Vec<&str> =
+        findings.as_array().unwrap().iter().map(|finding| finding["subject"].as_str().unwrap()).collect();
+    for subject in ["kernel", "cgroup2", "memory limit", "process limit", "interpreter"] {
+        assert!(subjects.contains(&subject), "{subject} in {subjects:?}");
+    }
+}
