@@ -32,7 +32,7 @@ fn rooted(program: &Path) -> Command {
     }
     let mut command = Command::new("sudo");
     command
-        .arg("--preserve-env=SOCK_ACCESS_KEY,SSL_CERT_FILE,PIP_FIND_LINKS,PIP_INDEX_URL,PYTHONPATH")
+        .arg("--preserve-env=SOCK_ACCESS_KEY,SOCK_LOG,SSL_CERT_FILE,PIP_FIND_LINKS,PIP_INDEX_URL,PYTHONPATH")
         .arg(program);
     command
 }
@@ -64,6 +64,7 @@ impl Server {
             .args(["serve", "--listen", &address.to_string(), "--data-dir"])
             .arg(&data)
             .env("SOCK_ACCESS_KEY", format!("{}:{}", key.0, key.1))
+            .env("SOCK_LOG", std::env::var("SOCK_LOG").unwrap_or_else(|_| "warn".to_owned()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

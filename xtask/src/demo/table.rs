@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// One invocation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Measured {
     pub(crate) answer: Value,
     pub(crate) right: bool,
@@ -17,7 +17,9 @@ pub(crate) struct Measured {
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) function: String,
-    pub(crate) start: String,
+    pub(crate) start: &'static str,
+    /// Whether there was one at all, and each was of this kind.
+    pub(crate) as_expected: bool,
     pub(crate) right: bool,
     pub(crate) client_ms: f64,
     count: usize,
@@ -32,12 +34,11 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 }
 
 impl Row {
-    pub(crate) fn new(function: &str, measured: Vec<Measured>) -> Self {
-        let start = measured.first().map(|first| first.start.clone()).unwrap_or_default();
-        let same = measured.iter().all(|one| one.start == start);
+    pub(crate) fn new(function: &str, start: &'static str, measured: Vec<Measured>) -> Self {
         Self {
             function: function.to_owned(),
-            start: if same { start } else { "mixed".to_owned() },
+            start,
+            as_expected: !measured.is_empty() && measured.iter().all(|one| one.start == start),
             right: measured.iter().all(|one| one.right),
             client_ms: median(measured.iter().map(|one| one.client_ms).collect()),
             count: measured.len(),

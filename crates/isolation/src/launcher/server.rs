@@ -37,9 +37,12 @@ pub struct Options {
     pub tmp_bytes: u64,
 }
 
-/// A slot that nobody waits for is made once nothing was asked for this long: on a small machine it would compete with
-/// the fork that took the last one.
-const LULL: Duration = Duration::from_millis(4);
+/// Pools are refilled once nothing was asked for this long: on a small machine a fork or a new slot would compete with
+/// the very request that took the last one.
+const LULL: Duration = Duration::from_millis(20);
+
+/// Where there is no lull, they are refilled this often all the same.
+const AT_LATEST: Duration = Duration::from_millis(200);
 
 /// How often memory is looked at where no controller does it.
 const WATCH: Duration = Duration::from_millis(50);
@@ -161,6 +164,7 @@ struct Server {
     watched: Instant,
     /// Zygotes whose pools are to be refilled in the next lull.
     wanting: BTreeSet<ZygoteId>,
+    refilled: Instant,
 }
 
 /// Serves requests from `gateway` until it is closed; then ends every container.
@@ -183,6 +187,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         dying: HashMap::new(),
         watched: Instant::now(),
         wanting: BTreeSet::new(),
+        refilled: Instant::now(),
     };
     server.run()?;
     server.host.stop()
@@ -208,7 +213,7 @@ impl Server {
                 Err(errno) => return Err(errno).call("poll"),
             }
             let [built, asked] = wanted.map(|wanted| wanted.any().unwrap_or(false));
-            if !built && !asked {
+            if (!built && !asked) || self.refilled.elapsed() > AT_LATEST {
                 self.refill_all();
             }
             if built {
@@ -522,7 +527,10 @@ impl Server {
             (init.ground.number == number).then_some(*id)
         });
         if let Some(zygote) = dead {
-            eprintln!("sock: launcher: zygote {zygote} ended by itself: {exit:?}");
+            // It exits with 0 when the gateway hangs up.
+            if exit != Some(Exit::Code(0)) {
+                eprintln!("sock: launcher: zygote {zygote} ended by itself: {exit:?}");
+            }
             let _ = self.stop_zygote(zygote);
             if let Some(dying) = self.dying.get_mut(&number) {
                 dying.ended = true;

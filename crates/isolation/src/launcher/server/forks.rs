@@ -9,6 +9,7 @@
 //! one while nothing else is asked for; requests that find neither wait for slots that are made for them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
@@ -53,6 +54,7 @@ impl Server {
 
     /// In a lull: takes every pool that is not full one step on.
     pub(super) fn refill_all(&mut self) {
+        self.refilled = Instant::now();
         for zygote in std::mem::take(&mut self.wanting) {
             if let Err(error) = self.make_spare(zygote).and_then(|()| self.refill(zygote)) {
                 eprintln!("sock: launcher: zygote {zygote}: {error}");
