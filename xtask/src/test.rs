@@ -5,6 +5,14 @@ use anyhow::{Result, bail};
 use crate::tasks::{self, cargo};
 use crate::tools;
 
+/// What each library's README shows has to run, to its end.
+const EXAMPLES: [&[&str]; 4] = [
+    &["sock-isolation", "--example", "run_command", "--", "id"],
+    &["sock-zygote", "--example", "fork_server"],
+    &["sock-pkgcache", "--example", "lock_and_install", "--", "Jinja2"],
+    &["sock-gateway", "--example", "echo_server"],
+];
+
 pub(crate) fn run(filters: &[String]) -> Result<()> {
     tools::for_tests()?;
     if !nix::unistd::geteuid().is_root() {
@@ -16,6 +24,9 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
     let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
     // Examples in documentation first, so that the runner's own summary ends the output.
     tasks::run(&cargo, &["test", "--locked", "--workspace", "--doc", "--quiet"])?;
+    for example in EXAMPLES {
+        tasks::run(&cargo, &[&["run", "--locked", "--quiet", "--package"], example].concat())?;
+    }
     // Tests start the binary as a user would.
     tasks::run(&cargo, &["build", "--locked", "--package", "sock"])?;
     if tools::has_nextest() {
