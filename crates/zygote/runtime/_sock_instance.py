@@ -17,6 +17,7 @@ import time
 TASK = "/var/task"
 LAYERS = ("/opt/python", "/opt/python/lib/python%d.%d/site-packages" % sys.version_info[:2])
 PACKAGES = "/packages"
+REHEARSAL = "/tmp/_sock_rehearsal"
 # Lambda's bound for a buffered answer, bytes.
 MAX_RESULT = 6291556
 CLIENT = ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name")
@@ -142,10 +143,10 @@ class Context:
         sys.stdout.write(str(message))
 
 
-def search_path(standard):
+def search_path(standard, task):
     """The path of a function: its own files, its layers, the standard library, its packages."""
     layers = [layer for layer in LAYERS if os.path.isdir(layer)]
-    return path_before + [TASK] + layers + list(standard) + [PACKAGES] + path_after
+    return path_before + [task] + layers + list(standard) + [PACKAGES] + path_after
 
 
 def standard_path():
@@ -245,36 +246,66 @@ def watch_logging():
         sys.meta_path.insert(0, LoggingFinder)
 
 
-def take(fd, standard):
-    """Becomes the function that the gateway sends; returns it, or None when it could not be loaded."""
-    kind, payload = receive(fd)
-    if kind != b"I":
-        raise Gone
-    init = json.loads(payload)
+def become(init, standard, task):
+    """Becomes a function; returns it, or None when it could not be loaded, and the frame that says so."""
     start = time.perf_counter()
     set_environment(init["env"])
-    sys.path[:] = search_path(standard)
+    sys.path[:] = search_path(standard, task)
     watch_logging()
     # An overlay's root may carry the time stamp of the zygote's: its listing must not be taken for this one's.
     for entry in list(sys.path_importer_cache):
         if entry not in standard:
             del sys.path_importer_cache[entry]
     try:
-        os.chdir(TASK)
+        os.chdir(task)
     except OSError:
         os.chdir("/tmp")
     try:
         handler, with_context = load(init["handler"])
     except NotLoaded as error:
         kind, message, *stack = error.args
-        send(fd, b"E", failure(kind, message, "", stack))
-        return None
+        return None, (b"E", failure(kind, message, "", stack))
     except Exception as error:
-        send(fd, b"E", describe(error, ""))
-        return None
+        return None, (b"E", describe(error, ""))
     took = int((time.perf_counter() - start) * 1e6)
-    send(fd, b"R", b'{"init_us": %d}' % took)
-    return handler, with_context, init["function"]
+    return (handler, with_context, init["function"]), (b"R", b'{"init_us": %d}' % took)
+
+
+def take(fd, standard):
+    """Becomes the function that the gateway sends; returns it, or None when it could not be loaded."""
+    kind, payload = receive(fd)
+    if kind != b"I":
+        raise Gone
+    function, reply = become(json.loads(payload), standard, TASK)
+    send(fd, *reply)
+    return function
+
+
+def rehearse(standard):
+    """Goes the way to a first answer once, with a handler of its own, while there is time. Nothing of it stays.
+
+    What a forked process writes to for the first time costs a page fault, and those are most of what a first answer takes.
+    """
+    file = REHEARSAL + "/_sock_rehearsal.py"
+    text = "def handler(event, context):\n    return [event, context.aws_request_id]\n"
+    names = ("name", "version", "log_group", "log_stream")
+    function = dict(dict.fromkeys(names, ""), memory_mb=128)
+    init = {"handler": "_sock_rehearsal.handler", "env": dict(os.environ), "function": function}
+    header = {"request_id": "", "arn": "", "deadline_ms": 0}
+    try:
+        os.mkdir(REHEARSAL)
+        with open(file, "w") as module:
+            module.write(text)
+        # Through text and back, as what the gateway sends is.
+        ready, _ = become(json.loads(json.dumps(init)), standard, REHEARSAL)
+        invoke(ready, header, b'{"rehearsal": [1, 2.5, null]}')
+        flush()
+        os.chdir("/")
+        os.unlink(file)
+        os.rmdir(REHEARSAL)
+    except Exception:
+        pass  # It only warms: the real thing will say what is wrong.
+    sys.modules.pop("_sock_rehearsal", None)
 
 
 def flush():
@@ -331,8 +362,10 @@ def answer(fd, function, payload):
     send(fd, *reply)
 
 
-def serve(fd, standard):
+def serve(fd, standard, early):
     send(fd, b"H")
+    if early:
+        rehearse(standard)
     function = take(fd, standard)
     while function:
         kind, payload = receive(fd)
@@ -365,11 +398,14 @@ def settle(fd):
         stream.reconfigure(line_buffering=True)
 
 
-def main(fd, standard):
-    """Serves until the gateway hangs up or the handler ends the process; returns the exit code."""
+def main(fd, standard, early=False):
+    """Serves until the gateway hangs up or the handler ends the process; returns the exit code.
+
+    `early`: there is no request yet.
+    """
     try:
         settle(fd)
-        serve(fd, standard)
+        serve(fd, standard, early)
     except (Gone, BrokenPipeError, ConnectionResetError):
         return 0
     except SystemExit as error:

@@ -89,7 +89,7 @@ def drop():
     check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
 
-def child(fds):
+def child(fds, early):
     """The rest of the life of a forked process."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -106,14 +106,14 @@ def child(fds):
         os._exit(1)
     code = 1
     try:
-        code = instance.main(3, standard)
+        code = instance.main(3, standard, early)
     finally:
         # Whatever happens, it does not come back as a second zygote.
         os._exit(code)
 
 
 def fork():
-    """Takes one datagram off the fork channel."""
+    """Takes one datagram off the fork channel: "fork" for a request that waits, "spare" when none does yet."""
     message, control, _, _ = channel.recvmsg(16, socket.CMSG_SPACE(4 * len(FORK)))
     numbers = []
     for _, _, data in control:
@@ -121,7 +121,7 @@ def fork():
     if not message:
         os._exit(0)
     try:
-        if message == b"fork" and len(numbers) == len(FORK) and safe:
+        if message in (b"fork", b"spare") and len(numbers) == len(FORK) and safe:
             fds = dict(zip(FORK, numbers))
             check(setns(fds["pid"], CLONE["pid"]), "setns pid")
             try:
@@ -129,7 +129,7 @@ def fork():
             except BaseException:
                 pid = -1
             if pid == 0:
-                child(fds)
+                child(fds, message == b"spare")
             check(setns(own_pids, CLONE["pid"]), "setns pid")
             if pid < 0:
                 raise OSError("fork failed")

@@ -69,7 +69,7 @@ impl Server {
         }
         let Some(slot) = state.ready.pop_front() else { return Ok(()) };
         self.wanting.insert(zygote);
-        match self.start_child(zygote, &slot) {
+        match self.start_child(zygote, &slot, b"spare") {
             Ok(fds) => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
                     state.spares.push_back(Spare { slot, fds });
@@ -143,7 +143,7 @@ impl Server {
             }
             let Some(slot) = state.ready.pop_front() else { break };
             let Some((id, files, limits)) = state.waiting.pop_front() else { break };
-            let (result, fds) = match self.start_child(zygote, &slot) {
+            let (result, fds) = match self.start_child(zygote, &slot, b"fork") {
                 Ok(fds) => (self.give(zygote, slot, &files, limits), fds),
                 Err(error) => {
                     let ids = Ids::Within(zygote, slot.pair);
@@ -181,7 +181,7 @@ impl Server {
     }
 
     /// Has the zygote fork itself into `slot`; returns our ends of the child's socket and log.
-    fn start_child(&self, zygote: ZygoteId, slot: &Slot) -> Result<Vec<OwnedFd>, String> {
+    fn start_child(&self, zygote: ZygoteId, slot: &Slot, message: &[u8]) -> Result<Vec<OwnedFd>, String> {
         // Its own limits come with its function; until then it only waits.
         slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
         let entrance = slot.ground.group.entrance().map_err(text)?;
@@ -192,7 +192,7 @@ impl Server {
         let channel = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd());
         let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
         // Without waiting: a zygote that takes no more requests must not hold up all others.
-        sys::send(channel, b"fork", &fds).call("sendmsg to the zygote").map_err(text)?;
+        sys::send(channel, message, &fds).call("sendmsg to the zygote").map_err(text)?;
         Ok(vec![socket, log])
     }
 
