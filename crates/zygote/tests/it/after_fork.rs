@@ -211,3 +211,26 @@ fn a_function_cannot_tell() {
     assert_eq!(forked.end(), (Some(0), String::new()));
     assert_eq!(cold.end(), (Some(0), String::new()));
 }
+
+#[test]
+fn a_rehearsal_goes_the_whole_way_and_leaves_nothing() {
+    let script = "
+import os, sys
+import _sock_instance as instance
+
+instance.REHEARSAL = os.getcwd() + '/rehearsal'
+before = set(sys.modules), dict(os.environ), sorted(os.listdir())
+answers, invoke = [], instance.invoke
+instance.invoke = lambda *of: answers.append(invoke(*of))
+directory = os.getcwd()
+instance.rehearse(instance.standard_path())
+os.chdir(directory)
+assert answers == [(b'r', b'[{\"rehearsal\": [1, 2.5, null]}, \"\"]')], answers
+assert (set(sys.modules), dict(os.environ), sorted(os.listdir())) == before
+# A place that is taken is no reason to fail.
+os.mkdir(instance.REHEARSAL)
+instance.rehearse(instance.standard_path())
+print('done')
+";
+    assert_eq!(run(script), "done\n");
+}

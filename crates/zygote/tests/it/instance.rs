@@ -39,7 +39,8 @@ if os.fork() == 0:
     zygote.after_fork.arrange(log, 5)
     zygote.channel.detach()
     zygote.after_fork.mend()
-    os._exit(instance.main(3, zygote.standard))
+    instance.REHEARSAL = os.getcwd() + '/rehearsal'
+    os._exit(instance.main(3, zygote.standard, True))
 # Its children are reaped by the kernel: this waits for all of them.
 for number in range(5, 20):
     if number not in zygote.after_fork.taken and number != log:
