@@ -165,7 +165,7 @@ impl Server {
         let endpoint = &self.endpoint;
         println!(
             "\nthe server goes on as process {}; end it with: {}kill {}\n\n\
-             export AWS_ACCESS_KEY_ID={id} AWS_SECRET_ACCESS_KEY={secret} AWS_REGION=us-east-1\n\
+             export AWS_ACCESS_KEY_ID={id} AWS_SECRET_ACCESS_KEY={secret} AWS_DEFAULT_REGION=us-east-1\n\
              export AWS_ENDPOINT_URL_LAMBDA={endpoint} SOCK_ENDPOINT={endpoint}\n\n\
              curl -H 'authorization: Bearer {secret}' -d '{{\"hello\": 1}}' {endpoint}/run/echo\n\
              aws lambda invoke --function-name echo --cli-binary-format raw-in-base64-out --payload '{{\"hello\": 1}}' /dev/stdout\n\
