@@ -49,17 +49,15 @@ impl Server {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
         let binary = target.join("release/sock");
+        if !as_root() && !crate::tasks::succeeds("sudo", &["-v"]) {
+            bail!(
+                "the server needs root, and sudo does not give it; as root, run: env PATH=\"$PATH\" cargo xtask demo"
+            );
+        }
         let data = tempfile::Builder::new().prefix("sock-demo-").tempdir()?.keep();
         // Free a moment ago; nobody else on this machine is likely to take it before the server does.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let key = (format!("SOCKDEMO{}", &random()?[..12].to_uppercase()), random()?);
-        if !as_root() && !crate::tasks::succeeds("sudo", &["-v"]) {
-            bail!(
-                "the server needs root; start it with: sudo {} serve --data-dir {} --listen {address}",
-                binary.display(),
-                data.display()
-            );
-        }
         let mut child = rooted(&binary)
             .args(["serve", "--listen", &address.to_string(), "--data-dir"])
             .arg(&data)

@@ -60,7 +60,8 @@ pub(crate) struct Installer {
 impl Installer {
     /// Opens `packages/` and `uv/` in a data directory. `python` has the pip that fetches the resolver.
     pub(crate) fn open(data_dir: &Path, sources: Sources, python: &Path) -> Result<Self, StoreError> {
-        let store = Store::open(data_dir.join("packages"), Limits::default())?;
+        // The store fetches from where the resolver looked, with the same credentials.
+        let store = Store::open(data_dir.join("packages"), Limits::default())?.with_sources(&sources);
         Ok(Self { store, resolver: Uv::new(data_dir.join("uv"), sources, python) })
     }
 }
