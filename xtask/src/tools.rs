@@ -47,12 +47,18 @@ fn install(packages: &[Package]) -> Result<()> {
     if !succeeds("apt-get", &["--version"]) {
         bail!("missing: {names} (names of Debian's packages); install them and run this again");
     }
-    if !nix::unistd::geteuid().is_root() {
-        bail!("missing packages; run: sudo apt-get install -y --no-install-recommends {names}");
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    if nix::unistd::geteuid().is_root() {
+        run("apt-get", &["update", "--quiet"])?;
+        let arguments = [&install[..], &missing].concat();
+        return run_with("apt-get", &arguments, &[("DEBIAN_FRONTEND", "noninteractive")]);
     }
-    run("apt-get", &["update", "--quiet"])?;
-    let arguments = [&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat();
-    run_with("apt-get", &arguments, &[("DEBIAN_FRONTEND", "noninteractive")])
+    if !succeeds("sudo", &["-v"]) {
+        bail!("missing packages; as root, run: apt-get install -y --no-install-recommends {names}");
+    }
+    run("sudo", &["apt-get", "update", "--quiet"])?;
+    let arguments = [&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"], &install[..], &missing].concat();
+    run("sudo", &arguments)
 }
 
 const DENY: &str = "cargo-deny@0.20.2";

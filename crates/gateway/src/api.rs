@@ -66,6 +66,9 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
     if let Ok(id) = HeaderValue::try_from(&call.request_id) {
         answer.headers_mut().insert(REQUEST_ID, id);
     }
+    if let Ok(Route::Invoke(_) | Route::Run(_)) = Route::of(&call.head.method, call.head.uri.path()) {
+        invoke::mark_not_started(&call, &mut answer);
+    }
     answer
 }
 
@@ -86,6 +89,7 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
     }
     let (limit, operation) = match &route {
         Route::Create => (MAX_DEPLOY, "CreateFunction"),
+        Route::Deploy(_) => (MAX_DEPLOY, "UpdateFunctionCode"),
         Route::UpdateCode(_) => (MAX_DEPLOY, "UpdateFunctionCode"),
         Route::Invoke(_) | Route::Run(_) => (MAX_EVENT, "InvokeFunction"),
         Route::UpdateConfiguration(_) => (MAX_OTHER, "UpdateFunctionConfiguration"),
@@ -124,6 +128,7 @@ async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiEr
         Route::Get(f) => functions::get(call, &f),
         Route::GetConfiguration(f) => functions::get_configuration(call, &f),
         Route::UpdateCode(f) => functions::update_code(call, &f, body).await,
+        Route::Deploy(f) => functions::deploy_whole(call, &f, body).await,
         Route::UpdateConfiguration(f) => functions::update_configuration(call, &f, body).await,
         Route::Delete(f) => functions::delete(call, &f).await,
         Route::Invoke(f) => invoke::invoke(call, &f, body).await,

@@ -42,6 +42,31 @@ pub(crate) fn start(gateway: &Arc<Gateway>, name: FunctionName, revision: String
     });
 }
 
+/// Goes on with a deployment that the last server did not finish. Once: should it be what ended that server, it fails.
+pub(crate) fn resume(gateway: &Arc<Gateway>, record: &Record) -> Result<(), RegistryError> {
+    let revision = record.wanted.revision.clone();
+    let (entry, ()) = gateway.registry.change::<_, RegistryError>(&record.name, |before| {
+        let mut record = before.cloned();
+        if let Some(record) = record.as_mut().filter(|record| record.wanted.revision == revision) {
+            if record.wanted.resumed {
+                let reason =
+                    "the server ended twice while it deployed this function: change it, and deploy it again";
+                record.status = Status::Failed(internal(reason.into()));
+            }
+            record.wanted.resumed = true;
+        }
+        Ok((record, ()))
+    })?;
+    match entry.map(|entry| entry.record.status.clone()) {
+        Some(Status::Deploying) => {
+            info!(function = %record.name, "resuming a deployment");
+            start(gateway, record.name.clone(), revision);
+        }
+        _ => warn!(function = %record.name, "a deployment that ended the server twice has failed"),
+    }
+    Ok(())
+}
+
 /// Nothing if the function does not want this revision any more.
 async fn run(
     gateway: Arc<Gateway>,
@@ -132,11 +157,7 @@ async fn finish(
             };
             let mut record = record.clone();
             match result {
-                Ok(installed) => {
-                    record.wanted.packages = installed;
-                    record.live = Some(record.wanted.clone());
-                    record.status = Status::Ready;
-                }
+                Ok(installed) => record.go_live(installed),
                 Err(failure) => record.status = Status::Failed(failure),
             }
             Ok((Some(record), false))

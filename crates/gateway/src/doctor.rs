@@ -22,6 +22,19 @@ pub fn doctor() -> Vec<Finding> {
             "apt-get install python3, or serve with --python",
         ),
     });
+    let pip = std::process::Command::new(DEFAULT_PYTHON).args(["-m", "pip", "--version"]).output();
+    findings.push(match pip {
+        Ok(output) if output.status.success() => {
+            let version = String::from_utf8_lossy(&output.stdout);
+            Finding::good("pip", version.split(" from ").next().unwrap_or_default().trim())
+        }
+        _ => Finding::wrong(
+            "pip",
+            Level::Warning,
+            "missing: functions with a requirements.txt cannot be deployed, since pip fetches their resolver",
+            "apt-get install python3-pip",
+        ),
+    });
     findings
 }
 

@@ -151,14 +151,26 @@ impl Drop for Using {
 /// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
 const GONE: InstanceId = 0;
 
-/// Why there is no instance.
+/// Why there is no instance, and where the one that failed came from.
+struct StartFailure {
+    kind: StartKind,
+    error: StartError,
+}
+
+/// Where there was no process at all.
+impl From<String> for StartFailure {
+    fn from(why: String) -> Self {
+        Self { kind: StartKind::Cold, error: StartError::Platform(why) }
+    }
+}
+
 enum StartError {
     /// The handler could not be imported: Lambda's error object.
     Init { error: Vec<u8>, output: Output },
     /// The process ended while it imported the handler.
     Ended { how: Ended, output: Output },
-    /// Importing took too long.
-    Slow { output: Output },
+    /// Importing took longer than this.
+    Slow { limit: Duration, output: Output },
     /// Our own fault.
     Platform(String),
 }
@@ -302,7 +314,7 @@ impl Engine {
         &self,
         prepared: &Prepared,
         phases: &mut Phases,
-    ) -> Result<(Instance, StartKind), StartError> {
+    ) -> Result<(Instance, StartKind), StartFailure> {
         let begin = Instant::now();
         let function = &prepared.function;
         let mut attempt = 1;
@@ -311,7 +323,7 @@ impl Engine {
             let choose = || self.zygotes.choose(prepared);
             match self.obtain(prepared, forking.then(choose).flatten()).await {
                 Ok(obtained) => break obtained,
-                Err(why) if attempt == ATTEMPTS || function.fresh => return Err(StartError::Platform(why)),
+                Err(why) if attempt == ATTEMPTS || function.fresh => return Err(why.into()),
                 // None of the function's code has run.
                 Err(why) => tracing::warn!(function = %function.name, why, "trying another process"),
             }
@@ -319,8 +331,7 @@ impl Engine {
         };
         phases.provision = begin.elapsed();
         let begin = Instant::now();
-        let init =
-            serde_json::to_vec(&prepared.init).map_err(|error| StartError::Platform(error.to_string()))?;
+        let init = serde_json::to_vec(&prepared.init).map_err(|error| error.to_string())?;
         let limit = START.max(function.timeout);
         let import = async {
             instance.peer.send(Kind::Init, &init).await?;
@@ -328,19 +339,20 @@ impl Engine {
         };
         let imported = tokio::time::timeout(limit, import).await;
         phases.init = begin.elapsed();
-        match imported {
-            Ok(Ok((Kind::Ready, _))) => Ok((instance, kind)),
+        let error = match imported {
+            Ok(Ok((Kind::Ready, _))) => return Ok((instance, kind)),
             Ok(Ok((Kind::InitError, error))) => {
-                Err(StartError::Init { error, output: instance.peer.take_output() })
+                StartError::Init { error, output: instance.peer.take_output() }
             }
-            Ok(Ok((other, _))) => Err(StartError::Platform(PeerError::Unexpected(other).to_string())),
+            Ok(Ok((other, _))) => StartError::Platform(PeerError::Unexpected(other).to_string()),
             Ok(Err(_)) => {
                 let output = instance.peer.take_output();
                 let how = self.destroy(&mut instance).await;
-                Err(StartError::Ended { how, output })
+                StartError::Ended { how, output }
             }
-            Err(_) => Err(StartError::Slow { output: instance.peer.take_output() }),
-        }
+            Err(_) => StartError::Slow { limit, output: instance.peer.take_output() },
+        };
+        Err(StartFailure { kind, error })
     }
 
     /// A process for the function that has dropped everything, checked from outside, out of `zygote` or by itself.
@@ -438,7 +450,7 @@ impl Engine {
             Some(instance) => (instance, StartKind::Warm),
             None => match self.start_for(&function, &mut phases).await {
                 Ok(started) => started,
-                Err(error) => return start_failed(error, phases, &invocation),
+                Err(failure) => return start_failed(failure, phases, &invocation),
             },
         };
         let begin = Instant::now();
@@ -483,11 +495,11 @@ impl Engine {
         &self,
         function: &Arc<Function>,
         phases: &mut Phases,
-    ) -> Result<(Instance, StartKind), StartError> {
-        let prepared = self.prepared(function).await.map_err(StartError::Platform)?;
+    ) -> Result<(Instance, StartKind), StartFailure> {
+        let prepared = self.prepared(function).await?;
         if !function.fresh && self.zygotes.should_start(&prepared.key()) {
             // First use after a restart, or the zygote died: this invocation makes do with the best there is.
-            let argv = self.python(function).map_err(StartError::Platform)?.argv(Entry::Zygote);
+            let argv = self.python(function)?.argv(Entry::Zygote);
             let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
             tokio::spawn(async move {
                 let environment = prepared.shared_environment();
@@ -548,15 +560,29 @@ fn failed(why: String, phases: Phases, start: StartKind) -> Outcome {
     Outcome { result, start, phases, log: Vec::new(), log_truncated: 0, max_memory_mb: 0 }
 }
 
-fn start_failed(error: StartError, phases: Phases, _invocation: &Invocation) -> Outcome {
+fn start_failed(failure: StartFailure, phases: Phases, invocation: &Invocation) -> Outcome {
+    let StartFailure { kind, error } = failure;
     let (result, output) = match error {
-        StartError::Platform(why) => return failed(why, phases, StartKind::Cold),
+        StartError::Platform(why) => return failed(why, phases, kind),
         StartError::Init { error, output } => (InvocationResult::HandlerError(Bytes::from(error)), output),
         StartError::Ended { how, output } => (ended(&how), output),
-        StartError::Slow { output } => (InvocationResult::Timeout, output),
+        StartError::Slow { limit, output } => {
+            let failure = frames::Failure {
+                error_message: format!(
+                    "RequestId: {} Error: importing the handler took longer than {} s: import less, or raise the timeout",
+                    invocation.request_id,
+                    limit.as_secs()
+                ),
+                error_type: "Sandbox.Timedout".into(),
+                request_id: String::new(),
+                stack_trace: Vec::new(),
+            };
+            let error = serde_json::to_vec(&failure).unwrap_or_default();
+            (InvocationResult::HandlerError(Bytes::from(error)), output)
+        }
     };
     let Output { text: log, dropped: log_truncated } = output;
-    Outcome { result, start: StartKind::Cold, phases, log, log_truncated, max_memory_mb: 0 }
+    Outcome { result, start: kind, phases, log, log_truncated, max_memory_mb: 0 }
 }
 
 impl Runner for Engine {

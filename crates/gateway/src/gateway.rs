@@ -19,7 +19,7 @@ use crate::keys::KeyError;
 use crate::logs::Logs;
 use crate::names::FunctionName;
 use crate::registry::record::Status;
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Entry, Registry, RegistryError};
 use crate::runner::Runner;
 use crate::{deploy, http};
 
@@ -107,7 +107,7 @@ pub async fn serve(
         return Err(ServeError::Exposed(address));
     }
     let gateway = Arc::new(Gateway::open(config, runner)?);
-    gateway.resume();
+    gateway.resume()?;
     info!(%address, functions = gateway.registry.all().len(), "serving");
     http::serve(&gateway, listener, shutdown).await.map_err(ServeError::Listen)?;
     info!("stopped");
@@ -149,14 +149,13 @@ impl Gateway {
     }
 
     /// Goes on with deployments that the last server did not finish.
-    fn resume(self: &Arc<Self>) {
-        for entry in self.registry.all() {
-            if entry.record.status == Status::Deploying {
-                let record = &entry.record;
-                info!(function = %record.name, "resuming a deployment");
-                deploy::start(self, record.name.clone(), record.wanted.revision.clone());
-            }
-        }
+    fn resume(self: &Arc<Self>) -> Result<(), RegistryError> {
+        let unfinished = |entry: &&Arc<Entry>| entry.record.status == Status::Deploying;
+        self.registry
+            .all()
+            .iter()
+            .filter(unfinished)
+            .try_for_each(|entry| deploy::resume(self, &entry.record))
     }
 
     /// Marks work that has to end before the server does. Nothing if there is too much of it.

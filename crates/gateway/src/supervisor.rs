@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,8 +45,8 @@ pub struct ServeOptions {
     pub require_cgroup_limits: bool,
     /// Interpreters of the base, the first is the default. Empty: `/usr/bin/python3`.
     pub pythons: Vec<PathBuf>,
-    /// The host's user ids for containers.
-    pub ids: IdRange,
+    /// The host's user ids for containers; nothing: the first of [`IdRange::choices`] that no other server has.
+    pub ids: Option<IdRange>,
 }
 
 /// Why the server does not start, or stopped.
@@ -63,6 +63,14 @@ pub enum SuperviseError {
     /// See [`NoBase`].
     #[error(transparent)]
     NoBase(#[from] NoBase),
+    /// Every range of user ids that a server may choose has one.
+    #[error(
+        "all ranges of user ids for containers are taken by other servers; give one of your own with --id-range"
+    )]
+    NoIds,
+    /// Another server has the range.
+    #[error("another server uses the user ids from {0} on; choose another range with --id-range")]
+    IdsTaken(u32),
     /// The data directory cannot be used.
     #[error("failed to prepare {path}: {error}")]
     Data {
@@ -131,11 +139,12 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     }
     options.pythons.iter().try_for_each(|path| check_python(path))?;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
+    let (ids, _ids_lock) = choose_ids(options.ids, &read("/etc/passwd"), &read("/etc/subuid"))?;
     check_limits(options)?;
     let template = template()?;
-    prepare(options)?;
+    prepare(options, ids)?;
     let _lock = lock(&options.data_dir)?;
+    take_over(&options.data_dir, ids)?;
     let listener = TcpListener::bind(options.listen)
         .map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     process::raise_file_limit()?;
@@ -146,8 +155,8 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let mut restarts: Vec<Instant> = Vec::new();
     loop {
         let (ours, theirs) = launcher::socket_pair()?;
-        let launcher = start_launcher(options, &template, theirs, &ours)?;
-        let gateway = start_gateway(options, &listener, ours)?;
+        let launcher = start_launcher(options, ids, &template, (theirs, &ours))?;
+        let gateway = start_gateway(options, ids, &listener, ours)?;
         match wait(&signals, &launcher, &gateway)? {
             End::Asked => {
                 gateway.signal(Signal::SIGTERM as i32)?;
@@ -210,7 +219,8 @@ fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, Su
 fn check_python(path: &Path) -> Result<(), SuperviseError> {
     let fail = |reason: &str| SuperviseError::Python { path: path.to_owned(), reason: reason.to_owned() };
     let real = path.canonicalize().map_err(|error| fail(&error.to_string()))?;
-    if real.starts_with("/usr") && path.starts_with("/usr") {
+    // On today's systems /bin and /lib are links into it, there as here.
+    if real.starts_with("/usr") {
         return Ok(());
     }
     Err(fail("containers see nothing of this machine but /usr; install it there"))
@@ -248,13 +258,70 @@ fn template() -> Result<Template, NoBase> {
     Ok(template)
 }
 
-/// Makes the data directory, which belongs to the gateway's user and to nobody else.
-fn prepare(options: &ServeOptions) -> Result<(), SuperviseError> {
+/// A range that no account of the machine and no other server has, and the lock that keeps it so.
+fn choose_ids(
+    wanted: Option<IdRange>,
+    passwd: &str,
+    subuid: &str,
+) -> Result<(IdRange, Flock<File>), SuperviseError> {
+    let take = |ids: IdRange| {
+        // In memory, and gone with the machine's next start.
+        let path = PathBuf::from(format!("/run/sock-ids-{}", ids.first));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| SuperviseError::Data { path, error })?;
+        Ok::<_, SuperviseError>(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+    };
+    if let Some(ids) = wanted {
+        ids.check(passwd, subuid)?;
+        return Ok((ids, take(ids)?.ok_or(SuperviseError::IdsTaken(ids.first))?));
+    }
+    let mut clash = None;
+    for ids in IdRange::choices() {
+        match ids.check(passwd, subuid) {
+            Ok(()) => {
+                if let Some(lock) = take(ids)? {
+                    return Ok((ids, lock));
+                }
+            }
+            Err(error) => clash = Some(error),
+        }
+    }
+    Err(clash.map_or(SuperviseError::NoIds, Into::into))
+}
+
+/// What a server with other user ids has left in the data directory becomes this one's.
+fn take_over(root: &Path, ids: IdRange) -> Result<(), SuperviseError> {
+    let id = ids.gateway();
     let fail = |path: &Path| {
         let path = path.to_owned();
         move |error| SuperviseError::Data { path, error }
     };
-    let id = options.ids.gateway();
+    let own = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.uid() == id);
+    // The key is among the first things that are written.
+    let marker = root.join("keys.json");
+    if !marker.exists() || own(&marker).map_err(fail(&marker))? {
+        return Ok(());
+    }
+    let mut pending: Vec<PathBuf> =
+        fs::read_dir(root).map_err(fail(root))?.flatten().map(|entry| entry.path()).collect();
+    // The launcher's, and root's.
+    pending.retain(|path| !["mnt", "lock"].iter().any(|name| path.ends_with(name)));
+    while let Some(path) = pending.pop() {
+        lchown(&path, Some(id), Some(id)).map_err(fail(&path))?;
+        if fs::symlink_metadata(&path).map_err(fail(&path))?.is_dir() {
+            pending.extend(fs::read_dir(&path).map_err(fail(&path))?.flatten().map(|entry| entry.path()));
+        }
+    }
+    Ok(())
+}
+
+/// Makes the data directory, which belongs to the gateway's user and to nobody else.
+fn prepare(options: &ServeOptions, ids: IdRange) -> Result<(), SuperviseError> {
+    let fail = |path: &Path| {
+        let path = path.to_owned();
+        move |error| SuperviseError::Data { path, error }
+    };
+    let id = ids.gateway();
     let root = &options.data_dir;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(fail(root))?;
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(fail(root))?;
@@ -292,18 +359,13 @@ fn lock(root: &Path) -> Result<Flock<File>, SuperviseError> {
 
 fn start_launcher(
     options: &ServeOptions,
+    ids: IdRange,
     template: &Template,
-    socket: OwnedFd,
-    gateways: &OwnedFd,
+    (socket, gateways): (OwnedFd, &OwnedFd),
 ) -> Result<Child, SuperviseError> {
     let data = options.data_dir.clone();
     let group = group_name(&options.data_dir);
-    let host = HostOptions {
-        work: options.data_dir.join("mnt"),
-        group,
-        template: template.clone(),
-        ids: options.ids,
-    };
+    let host = HostOptions { work: options.data_dir.join("mnt"), group, template: template.clone(), ids };
     // The gateway's end has to close when the gateway dies, so no copy of it may stay in the launcher.
     let child = Child::fork_without(&[gateways], move || {
         let host = match Host::start(host) {
@@ -330,13 +392,14 @@ fn start_launcher(
 
 fn start_gateway(
     options: &ServeOptions,
+    ids: IdRange,
     listener: &TcpListener,
     socket: OwnedFd,
 ) -> Result<Child, SuperviseError> {
     let listener =
         listener.try_clone().map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     let child = Child::fork(move || {
-        let id = options.ids.gateway();
+        let id = ids.gateway();
         let ordinary = process::become_ordinary(id).map_err(|error| error.to_string());
         match ordinary.and_then(|()| crate::ordinary::run(options, listener, socket)) {
             Ok(()) => 0,

@@ -45,7 +45,35 @@ pub struct IdClash {
     what: String,
 }
 
+/// A range that cannot be one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no range of user ids: write FIRST:BLOCKS, such as 1879048192:256, from 65536 on, two blocks of 65536 at least"
+)]
+pub struct IdRangeError(String);
+
+impl std::str::FromStr for IdRange {
+    type Err = IdRangeError;
+
+    fn from_str(text: &str) -> Result<Self, IdRangeError> {
+        let parsed = text.split_once(':').and_then(|(first, blocks)| {
+            let range = Self { first: first.parse().ok()?, blocks: blocks.parse().ok()? };
+            // The last of all numbers means "no id" to the kernel.
+            let end = u64::from(range.first) + u64::from(range.blocks) * u64::from(BLOCK);
+            (range.first >= BLOCK && range.blocks >= 2 && end < u64::from(u32::MAX)).then_some(range)
+        });
+        parsed.ok_or_else(|| IdRangeError(text.to_owned()))
+    }
+}
+
 impl IdRange {
+    /// The ranges that a server may choose from when it is told none: the default and what follows it, up to the ids that
+    /// systemd calls foreign. One for each server on a machine, so that no two share a user.
+    pub fn choices() -> impl Iterator<Item = Self> {
+        let default = Self::default();
+        (0..15).map(move |number| Self { first: default.first + number * default.blocks * BLOCK, ..default })
+    }
+
     /// The id that the gateway runs as.
     pub fn gateway(&self) -> u32 {
         self.first
@@ -132,6 +160,15 @@ impl Pairs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_are_parsed_and_bounded() {
+        assert_eq!("1879048192:256".parse(), Ok(IdRange::default()));
+        for bad in ["", "1", "x:2", "0:2", "65536:1", "4294901760:2", "65536:65536", "-1:2"] {
+            assert!(bad.parse::<IdRange>().is_err(), "{bad}");
+        }
+        assert!(IdRange::choices().all(|range| range.last() < 0x7ffe_0000));
+    }
 
     #[test]
     fn maps_stay_in_their_block_and_apart() {

@@ -58,7 +58,7 @@ pub use cgroup::{Limits, Usage};
 pub use container::{Container, CreateError, Workshop};
 pub use error::{SysResult, SyscallError};
 pub use host::{Host, HostError, HostOptions};
-pub use ids::{BLOCK, IdClash, IdRange, Pair};
+pub use ids::{BLOCK, IdClash, IdRange, IdRangeError, Pair};
 pub use init::{Command, Exit};
 pub use plan::{Base, Nesting, NoBase, SlotSpec, Template};
 pub use run::{RunError, RunOptions, run_command};

@@ -25,6 +25,8 @@ pub(crate) struct Expected {
     pub(crate) filters: u32,
     /// The namespaces, as the inode numbers of [`crate::builder::NAMESPACES`].
     pub(crate) namespaces: Vec<u64>,
+    /// The inode number of the socket that has to be its descriptor 3.
+    pub(crate) socket: Option<u64>,
 }
 
 /// The process is not what it has to be, or there is none.
@@ -83,6 +85,13 @@ pub(crate) fn check(processes: &[Pid], init: Pid, expected: &Expected) -> Result
         let wanted = format!("{name}:[{inode}]");
         if found != wanted {
             return Err(Unconfined::Differs { field: name, found, expected: wanted });
+        }
+    }
+    if let Some(inode) = expected.socket {
+        let link = readlinkat(process.as_fd(), "fd/3").call_on("readlink", &path)?;
+        let (found, wanted) = (link.to_string_lossy().into_owned(), format!("socket:[{inode}]"));
+        if found != wanted {
+            return Err(Unconfined::Differs { field: "descriptor 3", found, expected: wanted });
         }
     }
     let fields = fields(&text);
@@ -155,7 +164,7 @@ mod tests {
         CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t2\n";
 
     fn expected() -> Expected {
-        Expected { id: 7, filters: 2, namespaces: Vec::new() }
+        Expected { id: 7, filters: 2, namespaces: Vec::new(), socket: None }
     }
 
     #[test]

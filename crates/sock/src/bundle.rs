@@ -44,6 +44,10 @@ pub(crate) fn make(path: &Path, requirements: Option<&Path>) -> Result<Bundle> {
         let Some(stem) = file.strip_suffix(".py") else {
             bail!("{} is neither a directory nor a .py file", path.display());
         };
+        let plain = |c: char| c.is_alphanumeric() || c == '_';
+        if !stem.chars().all(plain) || stem.starts_with(|c: char| c.is_ascii_digit()) {
+            bail!("{} cannot be imported: name it with letters, digits and _", path.display());
+        }
         let handler = format!("{stem}.handler");
         (vec![(file, path.to_owned())], Some(handler))
     };
@@ -61,12 +65,16 @@ pub(crate) fn make(path: &Path, requirements: Option<&Path>) -> Result<Bundle> {
 fn name_of(path: &Path) -> Result<String> {
     let path = fs::canonicalize(path).with_context(|| format!("failed to read {}", path.display()))?;
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(stem.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect())
+    let name: String =
+        stem.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect();
+    // A name that begins so would be taken for an option.
+    Ok(name.trim_start_matches('-').to_owned())
 }
 
 /// Every file beneath `root` by its name in the archive.
 fn collect(root: &Path) -> Result<Vec<(String, PathBuf)>> {
     let (mut pending, mut files) = (vec![(root.to_owned(), String::new())], Vec::new());
+    let top = fs::canonicalize(root).with_context(|| format!("failed to read {}", root.display()))?;
     while let Some((directory, prefix)) = pending.pop() {
         let entries =
             fs::read_dir(&directory).with_context(|| format!("failed to read {}", directory.display()))?;
@@ -76,14 +84,23 @@ fn collect(root: &Path) -> Result<Vec<(String, PathBuf)>> {
             if name.starts_with('.') || LEFT_OUT.contains(&name.as_str()) {
                 continue;
             }
-            let metadata = fs::metadata(entry.path())
-                .with_context(|| format!("failed to read {}", entry.path().display()))?;
-            let inside = format!("{prefix}{name}");
-            if metadata.is_dir() {
-                pending.push((entry.path(), format!("{inside}/")));
-            } else {
-                files.push((inside, entry.path()));
+            let (path, inside) = (entry.path(), format!("{prefix}{name}"));
+            let reading = || format!("failed to read {}", path.display());
+            let kind = fs::symlink_metadata(&path).with_context(reading)?.file_type();
+            if kind.is_dir() {
+                pending.push((path, format!("{inside}/")));
+                continue;
             }
+            // Whoever deploys may read what the directory's author may not: a link must not lead there.
+            let real = fs::canonicalize(&path).with_context(reading)?;
+            let shown = path.display();
+            if !real.starts_with(&top) {
+                bail!("{shown} is a link that leads out of the directory: copy the file");
+            }
+            if !fs::metadata(&real).with_context(reading)?.is_file() {
+                bail!("{shown} is neither a file nor a directory: take it out of the directory");
+            }
+            files.push((inside, path));
         }
     }
     Ok(files)
@@ -129,6 +146,29 @@ mod tests {
         let names: Vec<String> = archive.file_names().map(|name| name.unwrap().into_owned()).collect();
         assert_eq!(names, ["app.py", "pkg/__init__.py", "requirements.txt"]);
         assert_eq!(make(&root, None).unwrap().zip, bundle.zip);
+    }
+
+    #[test]
+    fn nothing_from_outside_gets_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("app");
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("app.py"), "").unwrap();
+        std::os::unix::fs::symlink("app.py", root.join("same.py")).unwrap();
+        make(&root, None).unwrap();
+        let error = |name: &str| {
+            let text = make(&root, None).unwrap_err().to_string();
+            fs::remove_file(root.join(name)).unwrap();
+            text.replace(directory.path().to_str().unwrap(), "DIR")
+        };
+        std::os::unix::fs::symlink("/etc/passwd", root.join("data")).unwrap();
+        assert_eq!(error("data"), "DIR/app/data is a link that leads out of the directory: copy the file");
+        std::os::unix::fs::symlink(".", root.join("loop")).unwrap();
+        let odd = "is neither a file nor a directory: take it out of the directory";
+        assert_eq!(error("loop"), format!("DIR/app/loop {odd}"));
+        let made = std::process::Command::new("mkfifo").arg(root.join("pipe")).status().unwrap();
+        assert!(made.success());
+        assert_eq!(error("pipe"), format!("DIR/app/pipe {odd}"));
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl Answer {
         let message = ["Message", "message", "errorMessage"].iter().find_map(|key| body[key].as_str());
         let message = message.map_or_else(|| format!("status {}", self.status), str::to_owned);
         match self.header("x-amzn-errortype") {
+            Some("MissingAuthenticationTokenException") => anyhow!(
+                "the server asks for a key: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run this as who may read \
+                 its data directory (--data-dir)"
+            ),
+            Some("ResourceNotFoundException") => anyhow!("{message}; sock list shows what there is"),
             Some(kind) => anyhow!("{message} ({})", kind.split(':').next().unwrap_or(kind)),
             None => anyhow!(message),
         }
@@ -143,6 +148,12 @@ impl Client {
         }
         let request = request.body(body.to_vec()).context("the request cannot be written down")?;
         let mut response = self.agent.run(request).map_err(|error| {
+            if self.endpoint.starts_with("https:") {
+                return anyhow!(
+                    "failed to talk to {} ({error}): sock serve speaks http, not https",
+                    self.endpoint
+                );
+            }
             anyhow!("no server answers at {} ({error}): is sock serve running?", self.endpoint)
         })?;
         let headers = response

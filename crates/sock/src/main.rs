@@ -10,7 +10,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use sock_isolation::IdRange;
 
 /// Python functions on your own machine, each invocation in its own container.
 #[derive(Debug, Parser)]
@@ -95,6 +97,9 @@ struct Serve {
     /// Interpreter of the base system; may be repeated, the first is the default
     #[arg(long, value_name = "PATH")]
     python: Vec<PathBuf>,
+    /// User ids for containers that nobody else has (default: the first free one from 1879048192:256 on)
+    #[arg(long, value_name = "FIRST:BLOCKS")]
+    id_range: Option<IdRange>,
 }
 
 #[derive(Debug, Args)]
@@ -102,13 +107,29 @@ struct Run {
     /// Memory limit, MB
     #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=10_240))]
     memory: u32,
+    /// User ids for the container that nobody else has
+    #[arg(long, value_name = "FIRST:BLOCKS", default_value = "1879048192:256")]
+    id_range: IdRange,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, which are asked for, and the overview for who gives no command.
+        Err(error)
+            if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            error.exit()
+        }
+        Err(error) => {
+            eprintln!("sock: {}", in_one_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
+    };
+    match run(cli) {
         Ok(code) => code,
         Err(error) => {
             // One line: what, then why.
@@ -117,6 +138,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What clap says over several lines, without what it says of usage.
+fn in_one_line(text: &str) -> String {
+    let text = text.split("\nUsage:").next().unwrap_or_default();
+    let text = text.split("\nFor more information").next().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    format!("{}; --help tells more", lines.join(" ").trim_start_matches("error: "))
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

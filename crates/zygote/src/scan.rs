@@ -114,41 +114,40 @@ fn imports(text: &str) -> Vec<Written> {
     found
 }
 
-fn walk(node: Node<'_>, text: &str, found: &mut Vec<Written>) {
-    match node.kind() {
-        "function_definition" | "lambda" => return,
-        "if_statement" if is_type_checking(node, text) => {
+/// In the order of the text. With a stack of its own: what is nested deeply must not use up the caller's.
+fn walk(root: Node<'_>, text: &str, found: &mut Vec<Written>) {
+    let mut pending = vec![root];
+    while let Some(node) = pending.pop() {
+        let mut cursor = node.walk();
+        let inner: Vec<Node<'_>> = match node.kind() {
+            "function_definition" | "lambda" => Vec::new(),
             // Its `else` runs.
-            let mut cursor = node.walk();
-            for child in node.children_by_field_name("alternative", &mut cursor) {
-                walk(child, text, found);
+            "if_statement" if is_type_checking(node, text) => {
+                node.children_by_field_name("alternative", &mut cursor).collect()
             }
-            return;
-        }
-        "import_statement" => {
-            let mut cursor = node.walk();
-            for name in node.children_by_field_name("name", &mut cursor) {
-                found.push(Written { dots: 0, module: plain(name, text), names: Vec::new() });
+            "import_statement" => {
+                for name in node.children_by_field_name("name", &mut cursor) {
+                    found.push(Written { dots: 0, module: plain(name, text), names: Vec::new() });
+                }
+                Vec::new()
             }
-            return;
-        }
-        "import_from_statement" => {
-            let Some(from) = node.child_by_field_name("module_name") else { return };
-            let written = plain(from, text);
-            let module = written.trim_start_matches('.').trim().to_owned();
-            let dots = written.chars().take_while(|c| *c == '.').count();
-            let mut cursor = node.walk();
-            let names =
-                node.children_by_field_name("name", &mut cursor).map(|name| plain(name, text)).collect();
-            found.push(Written { dots, module, names });
-            return;
-        }
-        _ => {}
+            "import_from_statement" => {
+                found.extend(import_from(node, text));
+                Vec::new()
+            }
+            _ => node.named_children(&mut cursor).collect(),
+        };
+        pending.extend(inner.into_iter().rev());
     }
+}
+
+fn import_from(node: Node<'_>, text: &str) -> Option<Written> {
+    let written = plain(node.child_by_field_name("module_name")?, text);
+    let module = written.trim_start_matches('.').trim().to_owned();
+    let dots = written.chars().take_while(|c| *c == '.').count();
     let mut cursor = node.walk();
-    for child in node.named_children(&mut cursor) {
-        walk(child, text, found);
-    }
+    let names = node.children_by_field_name("name", &mut cursor).map(|name| plain(name, text)).collect();
+    Some(Written { dots, module, names })
 }
 
 /// A name without its alias.
@@ -236,5 +235,14 @@ mod tests {
     fn broken_sources_give_what_can_be_read() {
         check("m.py:\nimport good\ndef broken(:\n", "m.h", &["good"]);
         check("m.py:\nfrom ... import beyond\n", "m.h", &[]);
+    }
+
+    #[test]
+    fn deep_nesting_does_not_use_up_the_stack() {
+        let sum = format!("x = 1{}", " + 1".repeat(200_000));
+        let nested = format!("y = {}{}", "(".repeat(100_000), ")".repeat(100_000));
+        let blocks: String = (0..90).map(|depth| format!("{}if x:\n", " ".repeat(depth))).collect();
+        let text = format!("{sum}\n{nested}\n{blocks}{}import pandas\n", " ".repeat(90));
+        check(&format!("app.py:\n{text}"), "app.handler", &["pandas"]);
     }
 }

@@ -139,22 +139,28 @@ impl Server {
         })
     }
 
-    /// How long a new interpreter takes that imports pandas from the same files, milliseconds.
-    pub(crate) fn import_pandas(&self) -> Result<f64> {
-        let list = rooted(Path::new("/usr/bin/find"))
-            .arg(self.data.join("packages"))
-            .args(["-maxdepth", "3", "-type", "d", "-name", "site"])
-            .output()?;
-        let path = String::from_utf8_lossy(&list.stdout).trim().replace('\n', ":");
-        let mut command = rooted(Path::new("/usr/bin/python3"));
-        command.args(["-S", "-s", "-c", "import pandas"]).env("PYTHONPATH", path);
-        let begin = Instant::now();
-        let status = command.status()?;
-        let took = begin.elapsed().as_secs_f64() * 1e3;
-        if !status.success() {
-            bail!("python3 -c 'import pandas' failed: {status}");
+    /// A copy of what `stats` has in its view, from the server's store, as one directory that an interpreter may import from:
+    /// compiled as there. The caller removes it by [`remove`].
+    pub(crate) fn copy_of_view(&self) -> Result<PathBuf> {
+        let view = tempfile::Builder::new().prefix("sock-demo-view-").tempdir()?.keep();
+        for top in ["pandas", "numpy", "numpy.libs", "dateutil", "six.py", "pytz", "tzdata"] {
+            let found = rooted(Path::new("/usr/bin/find"))
+                .arg(self.data.join("packages"))
+                .args(["-mindepth", "4", "-maxdepth", "4", "-path", &format!("*/site/{top}")])
+                .output()?;
+            let found = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+            if let Some(site) = Path::new(&found).parent().filter(|_| !found.is_empty()) {
+                let copied = rooted(Path::new("/bin/cp"))
+                    .args(["-r", "--"])
+                    .arg(site.join("."))
+                    .arg(&view)
+                    .status()?;
+                if !copied.success() {
+                    bail!("failed to copy {}: {copied}", site.display());
+                }
+            }
         }
-        Ok(took)
+        Ok(view)
     }
 
     /// Leaves the server running and says how to call it.
@@ -184,10 +190,31 @@ impl Server {
         // Our own child, not reaped yet: the number is its own.
         let killed = rooted(Path::new("/bin/kill")).args(["-TERM", &pid]).status()?;
         let status = self.child.wait()?;
-        let removed = rooted(Path::new("/bin/rm")).arg("-rf").arg(&self.data).status()?;
-        if !killed.success() || !status.success() || !removed.success() {
+        if !killed.success() || !status.success() {
             bail!("the server did not end well: {status}");
         }
-        Ok(())
+        remove(&self.data)
     }
+}
+
+/// How long a new interpreter takes that imports pandas from `view`, milliseconds.
+pub(crate) fn import_pandas(view: &Path) -> Result<f64> {
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-S", "-s", "-c", "import pandas"]).env("PYTHONPATH", view);
+    let begin = Instant::now();
+    let status = command.status()?;
+    let took = begin.elapsed().as_secs_f64() * 1e3;
+    if !status.success() {
+        bail!("python3 -c 'import pandas' failed: {status}");
+    }
+    Ok(took)
+}
+
+/// Removes a directory that may be root's.
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    let removed = rooted(Path::new("/bin/rm")).arg("-rf").arg(directory).status()?;
+    if !removed.success() {
+        bail!("failed to remove {}: {removed}", directory.display());
+    }
+    Ok(())
 }

@@ -21,7 +21,7 @@ use crate::gateway::Gateway;
 use crate::http::body::Body;
 use crate::names::{FunctionName, FunctionRef, LATEST, is_qualifier};
 use crate::registry::Entry;
-use crate::registry::record::{Code, Config, Deployment, Record, Status};
+use crate::registry::record::{Code, Config, Deployment, MARKS, Record, Status};
 
 /// The most functions on one page, whatever the client asks for.
 const PAGE: usize = 50;
@@ -107,7 +107,8 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
     }
     let tags = tags::checked(request.tags.unwrap_or_default())?;
     let code = keep(gateway, &request.code)?;
-    let wanted = Deployment { revision: revision(), config, code, packages: None };
+    let wanted =
+        Deployment { revision: revision(), config, code, packages: None, marks: None, resumed: false };
     let record =
         Record { name: name.clone(), tags, wanted, status: Status::Deploying, live: None, modified: now() };
     let (entry, ()) = gateway.registry.change::<_, ApiError>(&name, |before| match before {
@@ -233,6 +234,47 @@ pub(super) async fn update_configuration(
     .await
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Whole<'a> {
+    #[serde(borrow)]
+    code: Source<'a>,
+    #[serde(default)]
+    marks: BTreeMap<String, String>,
+}
+
+/// `PUT /deploy/{name}`: code, configuration and marks of a function that is there, all at once. Either all of it goes
+/// live or nothing of it does, which Lambda's own operations, one after the other, cannot do.
+pub(super) async fn deploy_whole(call: &Call, function: &str, body: Body) -> Result<Answer, ApiError> {
+    let (entry, _) = lookup(call, function)?;
+    let turn = call.gateway.unpacking.acquire().await;
+    let _turn = turn.map_err(|error| ApiError::service(&error.to_string()))?;
+    let gateway = call.gateway.clone();
+    let name = entry.record.name.clone();
+    let own = name.clone();
+    let keep = move || -> Result<_, ApiError> {
+        let Whole { code, marks } = parse(&body.bytes)?;
+        let settings: Settings = parse(&body.bytes)?;
+        if let Some(other) = marks.keys().find(|mark| !MARKS.contains(&mark.as_str())) {
+            return Err(ApiError::invalid(format!("{other} is not one of {}", MARKS.join(", "))));
+        }
+        updatable(&entry.record, None, &gateway)?;
+        // Refused before anything is unpacked.
+        let check: Settings = parse(&body.bytes)?;
+        check.apply(&own, &mut entry.record.wanted.config.clone(), &gateway.config.interpreters)?;
+        Ok((keep(&gateway, &code)?, settings, marks))
+    };
+    let (code, settings, marks) = tokio::task::spawn_blocking(keep).await.map_err(ApiError::panicked)??;
+    let (gateway, own) = (call.gateway.clone(), name.clone());
+    update(call, name, None, move |wanted| {
+        settings.apply(&own, &mut wanted.config, &gateway.config.interpreters)?;
+        wanted.code = code;
+        wanted.marks = Some(marks);
+        Ok(())
+    })
+    .await
+}
+
 /// Begins a new deployment of a function.
 async fn update(
     call: &Call,
@@ -243,8 +285,10 @@ async fn update(
     let gateway = call.gateway.clone();
     let entry = change(call, name, move |record| {
         updatable(record, expected.as_deref(), &gateway)?;
+        record.wanted.marks = None;
         alter(&mut record.wanted)?;
         record.wanted.revision = revision();
+        record.wanted.resumed = false;
         record.status = Status::Deploying;
         record.modified = now();
         Ok(())

@@ -388,6 +388,19 @@ fn refusal(call: &Call, end: &End) -> Answer {
 }
 
 /// Every answer of an invocation says where its instance came from and where the time went.
+/// For answers of invocations for which nothing was started: accepted for later, tried dry, or refused.
+pub(super) fn mark_not_started(call: &Call, answer: &mut Answer) {
+    let headers = answer.headers_mut();
+    if headers.contains_key(START) {
+        return;
+    }
+    headers.insert(START, HeaderValue::from_static("none"));
+    let phases = Phases { queue: call.received.elapsed(), ..Phases::default() };
+    if let Ok(timing) = HeaderValue::try_from(phases.server_timing()) {
+        headers.insert(TIMING, timing);
+    }
+}
+
 fn timed(mut answer: Answer, ended: &Ended) -> Answer {
     let headers = answer.headers_mut();
     headers.insert(START, HeaderValue::from_static(ended.start.as_str()));

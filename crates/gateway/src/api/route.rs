@@ -23,6 +23,7 @@ pub(super) enum Route {
     Run(String),
     Logs(String),
     Code(String),
+    Deploy(String),
 }
 
 impl Route {
@@ -51,6 +52,7 @@ impl Route {
             ("POST", ["run", f]) => Self::Run(name(f)),
             ("GET", ["logs", f]) => Self::Logs(name(f)),
             ("GET", ["code", f]) => Self::Code(name(f)),
+            ("PUT", ["deploy", f]) => Self::Deploy(name(f)),
             _ => return Err(unknown()),
         };
         Ok(route)

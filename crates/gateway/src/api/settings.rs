@@ -140,15 +140,26 @@ impl Settings {
         }
         if let Some(storage) = self.ephemeral_storage {
             config.ephemeral_mb = within(storage.size, "ephemeralStorage.size", 512, 10_240)?;
+            if config.ephemeral_mb != 512 {
+                return Err(ApiError::invalid(
+                    "EphemeralStorage is not supported by this server beyond 512 MB",
+                ));
+            }
         }
         if let Some(environment) = self.environment {
             config.env = checked_env(environment.variables)?;
         }
         if let Some(mode) = self.tracing_config.and_then(|tracing| tracing.mode) {
             config.tracing = one_of(mode, "tracingConfig.mode", &["Active", "PassThrough"])?;
+            if config.tracing == "Active" {
+                return Err(ApiError::invalid("TracingConfig Active is not supported by this server"));
+            }
         }
         if let Some(apply_on) = self.snap_start.and_then(|snap_start| snap_start.apply_on) {
             config.snap_start = one_of(apply_on, "snapStart.applyOn", &["PublishedVersions", "None"])?;
+            if config.snap_start != "None" {
+                return Err(ApiError::invalid("SnapStart is not supported by this server"));
+            }
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ pub(crate) const TAG_FRESH: &str = "sock:fresh";
 /// With the value `true`: `POST /run/{name}` asks for no key.
 pub(crate) const TAG_PUBLIC: &str = "sock:public";
 
+/// Tags that the server itself looks at.
+pub(crate) const MARKS: [&str; 2] = [TAG_FRESH, TAG_PUBLIC];
+
 /// A function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -38,6 +41,12 @@ pub(crate) struct Deployment {
     pub(crate) config: Config,
     pub(crate) code: Code,
     pub(crate) packages: Option<Installed>,
+    /// Values of [`MARKS`] that come to be with it; nothing: they stay.
+    #[serde(default)]
+    pub(crate) marks: Option<BTreeMap<String, String>>,
+    /// Whether a server went on with it that had not begun it.
+    #[serde(default)]
+    pub(crate) resumed: bool,
 }
 
 /// How far the wanted deployment has come.
@@ -128,6 +137,17 @@ impl Record {
         self.tags.get(name).is_some_and(|value| value == "true")
     }
 
+    /// The wanted deployment has succeeded.
+    pub(crate) fn go_live(&mut self, packages: Option<Installed>) {
+        self.wanted.packages = packages;
+        if let Some(marks) = self.wanted.marks.take() {
+            self.tags.retain(|name, _| !MARKS.contains(&name.as_str()));
+            self.tags.extend(marks);
+        }
+        self.live = Some(self.wanted.clone());
+        self.status = Status::Ready;
+    }
+
     /// What runs.
     pub(crate) fn live(&self, realm: &Realm) -> Option<Function> {
         self.live.as_ref().map(|live| self.function(live, realm))
@@ -135,7 +155,7 @@ impl Record {
 
     /// A deployment of this function as the runner takes it.
     pub(crate) fn function(&self, deployment: &Deployment, realm: &Realm) -> Function {
-        let Deployment { revision, config, code, packages } = deployment;
+        let Deployment { revision, config, code, packages, .. } = deployment;
         Function {
             name: self.name.clone(),
             arn: realm.arn(&self.name),
@@ -149,7 +169,10 @@ impl Record {
             code_sha256: code.sha256.clone(),
             code_dir: Path::new("code").join(&code.sha256),
             view: packages.as_ref().map(|installed| installed.view.clone()),
-            fresh: self.tag(TAG_FRESH),
+            fresh: match &deployment.marks {
+                Some(marks) => marks.get(TAG_FRESH).is_some_and(|value| value == "true"),
+                None => self.tag(TAG_FRESH),
+            },
             revision: revision.clone(),
         }
     }

@@ -60,10 +60,18 @@ enum Owner {
     Alone(InstanceId),
 }
 
-/// A slot with a process of its zygote's in it that waits for a function, and the gateway's ends of its socket and log.
+/// A process that a zygote was told to fork.
+struct Child {
+    /// The gateway's ends of its socket and log.
+    fds: Vec<OwnedFd>,
+    /// The inode number of its own end of the socket.
+    socket: u64,
+}
+
+/// A slot with a process of its zygote's in it that waits for a function.
 struct Spare {
     slot: Slot,
-    fds: Vec<OwnedFd>,
+    child: Child,
 }
 
 /// A container that the builder was asked for.
@@ -97,6 +105,9 @@ struct Instance {
     base: u32,
     filters: u32,
     checked: Option<verify::Checked>,
+    /// What it gets to see once it was checked.
+    files: Option<Files>,
+    socket: Option<u64>,
     exit: Option<Exit>,
     out_of_memory: bool,
     ended: bool,
@@ -106,8 +117,19 @@ impl Instance {
     /// `origin`: the base of its user ids, and how many seccomp filters it has to have.
     fn new(slot: Slot, zygote: Option<ZygoteId>, limits: Limits, origin: (u32, u32)) -> Self {
         let (base, filters) = origin;
-        let (checked, exit) = (None, None);
-        Self { zygote, slot, limits, base, filters, checked, exit, out_of_memory: false, ended: false }
+        Self {
+            zygote,
+            slot,
+            limits,
+            base,
+            filters,
+            checked: None,
+            files: None,
+            socket: None,
+            exit: None,
+            out_of_memory: false,
+            ended: false,
+        }
     }
 }
 
@@ -469,6 +491,7 @@ impl Server {
             id: instance.slot.pair.outside(instance.base),
             filters: instance.filters,
             namespaces: verify::inodes(&instance.slot.made.namespaces).map_err(text)?,
+            socket: instance.socket,
         };
         let processes = instance.slot.ground.group.processes().map_err(text)?;
         let checked = verify::check(&processes, instance.slot.made.init, &expected)
@@ -480,7 +503,9 @@ impl Server {
             }
         }
         instance.checked = Some(checked);
-        Ok(())
+        let Some(files) = instance.files.take() else { return Ok(()) };
+        let Some(instance) = self.instances.get(&id) else { return Ok(()) };
+        self.show(&instance.slot.ground, &files)
     }
 
     fn destroy(&mut self, request: u64, id: InstanceId) -> Result<(), String> {

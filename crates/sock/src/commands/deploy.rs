@@ -53,6 +53,9 @@ const ROUND: Duration = Duration::from_millis(50);
 pub(crate) fn run(options: &Deploy) -> Result<ExitCode> {
     let bundle = bundle::make(&options.path, options.requirements.as_deref())?;
     let name = options.name.as_deref().unwrap_or(&bundle.name).to_owned();
+    if name.is_empty() {
+        bail!("{} makes no function's name: give one with --name", options.path.display());
+    }
     let Some(handler) = options.handler.as_ref().or(bundle.handler.as_ref()) else {
         bail!(
             "{} has no handler in main.py, app.py, handler.py or lambda_function.py: name it with --handler",
@@ -61,14 +64,14 @@ pub(crate) fn run(options: &Deploy) -> Result<ExitCode> {
     };
     let settings = settings(options, handler)?;
     let client = options.reading.server.connect()?;
-    let path = format!("/2015-03-31/functions/{}", segment(&name));
-    let existing = client.call("GET", &format!("{path}/configuration"), &[], &[])?;
+    let existing =
+        client.call("GET", &format!("/2015-03-31/functions/{}/configuration", segment(&name)), &[], &[])?;
     match existing.status {
-        200 => update(&client, &path, options, &bundle, settings)?,
+        200 => update(&client, &name, options, &bundle, settings)?,
         404 => create(&client, &name, options, &bundle, settings)?,
         _ => return Err(existing.error()),
     }
-    let configuration = wait(&client, &path, &name)?;
+    let configuration = wait(&client, &name)?;
     if options.reading.json {
         show::json(&configuration);
     } else {
@@ -128,47 +131,32 @@ fn runtime(client: &Client) -> Result<String> {
     Ok(health["runtimes"][0].as_str().unwrap_or("python3.11").to_owned())
 }
 
+/// All at once: should it fail, what was there before goes on as it was.
 fn update(
     client: &Client,
-    path: &str,
+    name: &str,
     options: &Deploy,
     bundle: &Bundle,
-    settings: Map<String, Value>,
+    mut body: Map<String, Value>,
 ) -> Result<()> {
+    settled(client, name, |_| {})?;
     let zip = base64::engine::general_purpose::STANDARD.encode(&bundle.zip);
-    let configuration = settled(client, path)?;
-    let tags_path =
-        format!("/2017-03-31/tags/{}", segment(configuration["FunctionArn"].as_str().unwrap_or_default()));
-    let tags = tags(options);
-    let unset: Vec<String> = MARKS
-        .iter()
-        .filter(|mark| !tags.contains_key(**mark))
-        .map(|mark| format!("tagKeys={}", segment(mark)))
-        .collect();
-    if !tags.is_empty() {
-        client.json("POST", &tags_path, &json!({ "Tags": tags })).context("failed to set tags")?;
-    }
-    if !unset.is_empty() {
-        let target = format!("{tags_path}?{}", unset.join("&"));
-        client.json("DELETE", &target, &Value::Null).context("failed to remove tags")?;
-    }
-    client
-        .json("PUT", &format!("{path}/configuration"), &settings.into())
-        .context("failed to update the configuration")?;
-    settled(client, path)?;
-    client
-        .json("PUT", &format!("{path}/code"), &json!({ "ZipFile": zip }))
-        .context("failed to update the code")?;
+    body.insert("Code".into(), json!({ "ZipFile": zip }));
+    body.insert("Marks".into(), tags(options).into());
+    client.json("PUT", &format!("/deploy/{}", segment(name)), &body.into()).context("failed to deploy")?;
     Ok(())
 }
 
 /// Waits until the function is neither pending nor being updated; returns its configuration.
-fn settled(client: &Client, path: &str) -> Result<Value> {
+fn settled(client: &Client, name: &str, told: impl Fn(&str)) -> Result<Value> {
+    let path = format!("/2015-03-31/functions/{}/configuration", segment(name));
     for _ in 0..ROUNDS {
-        let configuration = client.get(&format!("{path}/configuration"))?;
+        let configuration = client.get(&path)?;
         if configuration["State"] != "Pending" && configuration["LastUpdateStatus"] != "InProgress" {
             return Ok(configuration);
         }
+        let reasons = ["LastUpdateStatusReason", "StateReason"].map(|key| configuration[key].as_str());
+        told(reasons.into_iter().flatten().next().unwrap_or_default());
         #[allow(
             clippy::disallowed_methods,
             reason = "Lambda's API has nothing to wait on; all its clients poll"
@@ -181,13 +169,17 @@ fn settled(client: &Client, path: &str) -> Result<Value> {
     )
 }
 
-fn wait(client: &Client, path: &str, name: &str) -> Result<Value> {
+fn wait(client: &Client, name: &str) -> Result<Value> {
     let spinner = crate::on_terminal().then(|| {
         let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("deploying {name}"));
         spinner.enable_steady_tick(Duration::from_millis(100));
         spinner
     });
-    let configuration = settled(client, path);
+    let configuration = settled(client, name, |doing| {
+        if let Some(spinner) = &spinner {
+            spinner.set_message(format!("deploying {name}: {doing}"));
+        }
+    });
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }

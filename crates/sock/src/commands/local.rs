@@ -5,13 +5,22 @@ use std::process::ExitCode;
 use anyhow::Result;
 use sock_gateway::{ServeOptions, supervise};
 use sock_isolation::doctor::Level;
-use sock_isolation::{IdRange, Limits, RunOptions, run_command};
+use sock_isolation::{Limits, RunOptions, run_command};
 
 use crate::{Local, Run, Serve, show};
 
 pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
-    let Serve { data_dir, listen, access_key, no_auth, index_url, find_links, require_cgroup_limits, python } =
-        options;
+    let Serve {
+        data_dir,
+        listen,
+        access_key,
+        no_auth,
+        index_url,
+        find_links,
+        require_cgroup_limits,
+        python,
+        id_range,
+    } = options;
     supervise(&ServeOptions {
         data_dir,
         listen,
@@ -21,14 +30,14 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         find_links,
         require_cgroup_limits,
         pythons: python,
-        ids: IdRange::default(),
+        ids: id_range,
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn run(options: Run) -> Result<ExitCode> {
     let limits = Limits { memory: u64::from(options.memory) << 20, ..Limits::default() };
-    let options = RunOptions { argv: options.command, limits, tmp_bytes: 512 << 20, ids: IdRange::default() };
+    let options = RunOptions { argv: options.command, limits, tmp_bytes: 512 << 20, ids: options.id_range };
     Ok(match run_command(&options)? {
         Some(exit) => ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)),
         None => {

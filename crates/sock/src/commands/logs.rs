@@ -51,5 +51,9 @@ fn print(text: &[u8], json: bool) -> Result<()> {
         }
         return Ok(());
     }
-    output.write_all(text).context("failed to print")
+    match output.write_all(text) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("failed to print"),
+    }
 }

@@ -12,10 +12,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
 use super::{
-    Building, Ids, Instance, Owner, Server, Slot, Spare, Zygote, bounds, io_text, stream_pair, text,
+    Building, Child, Ids, Instance, Owner, Server, Slot, Spare, Zygote, bounds, io_text, stream_pair, text,
 };
 use crate::cgroup::Limits;
 use crate::error::{Context, SysResult};
@@ -70,9 +71,9 @@ impl Server {
         let Some(slot) = state.ready.pop_front() else { return Ok(()) };
         self.wanting.insert(zygote);
         match self.start_child(zygote, &slot, b"spare") {
-            Ok(fds) => {
+            Ok(child) => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
-                    state.spares.push_back(Spare { slot, fds });
+                    state.spares.push_back(Spare { slot, child });
                 }
                 Ok(())
             }
@@ -120,11 +121,11 @@ impl Server {
     ) -> Result<(), String> {
         bounds(&limits)?;
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        if let Some(Spare { slot, fds }) = state.spares.pop_front() {
+        if let Some(Spare { slot, child }) = state.spares.pop_front() {
             self.wanting.insert(zygote);
-            let given = self.give(zygote, slot, &files, limits);
+            let given = self.give(zygote, slot, (files, child.socket), limits);
             let result = given.map(|instance| Reply::Instance { instance, spare: true });
-            return self.answer(id, result, &fds).map_err(text);
+            return self.answer(id, result, &child.fds).map_err(text);
         }
         if state.waiting.len() >= MAX_WAITING {
             return Err(format!("{MAX_WAITING} requests wait for zygote {zygote} already"));
@@ -144,7 +145,7 @@ impl Server {
             let Some(slot) = state.ready.pop_front() else { break };
             let Some((id, files, limits)) = state.waiting.pop_front() else { break };
             let (result, fds) = match self.start_child(zygote, &slot, b"fork") {
-                Ok(fds) => (self.give(zygote, slot, &files, limits), fds),
+                Ok(Child { fds, socket }) => (self.give(zygote, slot, (files, socket), limits), fds),
                 Err(error) => {
                     let ids = Ids::Within(zygote, slot.pair);
                     self.let_die(slot, ids);
@@ -157,16 +158,15 @@ impl Server {
         self.refill(zygote)
     }
 
-    /// Makes a slot in which a process was started an instance with these files and limits.
+    /// Makes a slot in which a process was started an instance with these limits. Its files appear when it was checked.
     fn give(
         &mut self,
         zygote: ZygoteId,
         slot: Slot,
-        files: &Files,
+        (files, socket): (Files, u64),
         limits: Limits,
     ) -> Result<InstanceId, String> {
-        let limited = slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text);
-        if let Err(error) = limited.and_then(|()| self.show(&slot.ground, files)) {
+        if let Err(error) = slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text) {
             let ids = Ids::Within(zygote, slot.pair);
             self.let_die(slot, ids);
             return Err(error);
@@ -175,13 +175,15 @@ impl Server {
         let block = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.block);
         let base = self.host.ids.block(block);
         // The zygote's filter, and its own.
-        let instance = Instance::new(slot, Some(zygote), limits, (base, 2));
+        let mut instance = Instance::new(slot, Some(zygote), limits, (base, 2));
+        instance.files = Some(files);
+        instance.socket = Some(socket);
         self.instances.insert(number, instance);
         Ok(number)
     }
 
-    /// Has the zygote fork itself into `slot`; returns our ends of the child's socket and log.
-    fn start_child(&self, zygote: ZygoteId, slot: &Slot, message: &[u8]) -> Result<Vec<OwnedFd>, String> {
+    /// Has the zygote fork itself into `slot`.
+    fn start_child(&self, zygote: ZygoteId, slot: &Slot, message: &[u8]) -> Result<Child, String> {
         // Its own limits come with its function; until then it only waits.
         slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
         let entrance = slot.ground.group.entrance().map_err(text)?;
@@ -193,7 +195,8 @@ impl Server {
         let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
         // Without waiting: a zygote that takes no more requests must not hold up all others.
         sys::send(channel, message, &fds).call("sendmsg to the zygote").map_err(text)?;
-        Ok(vec![socket, log])
+        let number = fstat(&theirs).call("fstat").map_err(text)?.st_ino;
+        Ok(Child { fds: vec![socket, log], socket: number })
     }
 
     /// Whoever waits for a slot is told why there is none, rather than being kept waiting.
