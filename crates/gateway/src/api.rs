@@ -67,7 +67,7 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
         answer.headers_mut().insert(REQUEST_ID, id);
     }
     if let Ok(Route::Invoke(_) | Route::Run(_)) = Route::of(&call.head.method, call.head.uri.path()) {
-        invoke::mark_not_started(&call, &mut answer);
+        invoke::mark_not_started(&mut answer);
     }
     answer
 }

@@ -216,7 +216,8 @@ mod tests {
         let name = FunctionName::parse(name).unwrap();
         let config = Config::new();
         let code = Code { sha256: format!("{name}-code"), size: 1 };
-        let wanted = Deployment { revision: "1".into(), config, code, packages: None };
+        let wanted =
+            Deployment { revision: "1".into(), config, code, packages: None, marks: None, resumed: false };
         let live = Some(wanted.clone());
         Record { name, tags: BTreeMap::new(), wanted, status: Status::Ready, live, modified: String::new() }
     }

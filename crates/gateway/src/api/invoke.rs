@@ -389,14 +389,13 @@ fn refusal(call: &Call, end: &End) -> Answer {
 
 /// Every answer of an invocation says where its instance came from and where the time went.
 /// For answers of invocations for which nothing was started: accepted for later, tried dry, or refused.
-pub(super) fn mark_not_started(call: &Call, answer: &mut Answer) {
+pub(super) fn mark_not_started(answer: &mut Answer) {
     let headers = answer.headers_mut();
     if headers.contains_key(START) {
         return;
     }
     headers.insert(START, HeaderValue::from_static("none"));
-    let phases = Phases { queue: call.received.elapsed(), ..Phases::default() };
-    if let Ok(timing) = HeaderValue::try_from(phases.server_timing()) {
+    if let Ok(timing) = HeaderValue::try_from(Phases::default().server_timing()) {
         headers.insert(TIMING, timing);
     }
 }

@@ -167,3 +167,43 @@ fn a_name_can_be_taken_again_while_the_first_bearer_is_still_being_made() {
     });
     assert_eq!(server.invoke("f", "1").json()["timeout"], 7);
 }
+
+#[test]
+fn a_whole_deployment_is_live_as_a_whole_or_not_at_all() {
+    let server = Server::start();
+    server.deploy("f", "app.echo");
+    let whole = |handler: &str, variables: &serde_json::Value, marks: &serde_json::Value| {
+        let zip = crate::server::bundle(&[("app.py", "# new\n")]);
+        let body = json!({
+            "Handler": handler,
+            "Environment": { "Variables": variables },
+            "Code": { "ZipFile": zip },
+            "Marks": marks,
+        });
+        server.ask(Request::new("PUT", "/deploy/f", body.to_string()))
+    };
+    let before = server.settled("f");
+    let tags = || {
+        let answer = server.get(&format!("{FUNCTIONS}/f"));
+        serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap().get("Tags").cloned()
+    };
+    // Fails: what was live stays, tags too.
+    let answer = whole("app.echo", &json!({ "FAIL_PREPARE": "1" }), &json!({ "sock:public": "true" }));
+    assert_eq!(answer.status, 200);
+    assert_eq!(server.settled("f")["LastUpdateStatus"], "Failed");
+    assert_eq!(server.invoke("f", "1").body, b"1");
+    assert_eq!(tags(), None);
+    // Refused: nothing is begun.
+    assert_eq!(whole("app.echo", &json!({}), &json!({ "other": "true" })).status, 400);
+    assert_eq!(whole("no-handler-at all", &json!({ "x-": "1" }), &json!({})).status, 400);
+    assert_eq!(server.ask(Request::new("PUT", "/deploy/missing", "{}".to_owned())).status, 404);
+    // Succeeds: all of it.
+    assert_eq!(whole("app.echo", &json!({}), &json!({ "sock:public": "true" })).status, 200);
+    let after = server.settled("f");
+    assert_eq!((&after["State"], &after["LastUpdateStatus"]), (&json!("Active"), &json!("Successful")));
+    assert_ne!(after["CodeSha256"], before["CodeSha256"]);
+    assert_eq!(tags(), Some(json!({ "sock:public": "true" })));
+    assert_eq!(whole("app.echo", &json!({}), &json!({})).status, 200);
+    server.settled("f");
+    assert_eq!(tags(), None, "marks that are not given are taken away");
+}

@@ -41,9 +41,9 @@ fn a_function_from_creation_to_deletion() {
     );
 
     let settings = json!({
-        "Timeout": 30, "MemorySize": 256, "Handler": "app.seen", "EphemeralStorage": { "Size": 1024 },
+        "Timeout": 30, "MemorySize": 256, "Handler": "app.seen", "EphemeralStorage": { "Size": 512 },
         "Environment": { "Variables": { "COLOUR": "blue" } }, "Description": "",
-        "TracingConfig": { "Mode": "Active" }, "SnapStart": { "ApplyOn": "PublishedVersions" },
+        "TracingConfig": { "Mode": "PassThrough" }, "SnapStart": { "ApplyOn": "None" },
     });
     let updated = told.ask("update its configuration", put("echo/configuration", &settings)).json();
     assert_ne!(updated["RevisionId"], created["RevisionId"]);
@@ -109,4 +109,21 @@ fn health_needs_no_key_and_names_version_and_runtimes() {
     let mut told = Transcript::new(&server);
     told.send("health", Request::new("GET", "/healthz", ""));
     told.check("health");
+}
+
+#[test]
+fn what_could_only_be_ignored_is_refused() {
+    let server = Server::start();
+    server.deploy("f", "app.echo");
+    for setting in [
+        json!({ "EphemeralStorage": { "Size": 1024 } }),
+        json!({ "TracingConfig": { "Mode": "Active" } }),
+        json!({ "SnapStart": { "ApplyOn": "PublishedVersions" } }),
+    ] {
+        let path = format!("{FUNCTIONS}/f/configuration");
+        let answer = server.ask(Request::new("PUT", &path, setting.to_string()));
+        let said = String::from_utf8_lossy(&answer.body).into_owned();
+        assert_eq!(answer.status, 400, "{setting}: {said}");
+        assert!(said.contains("not supported by this server"), "{setting}: {said}");
+    }
 }

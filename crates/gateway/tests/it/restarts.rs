@@ -65,6 +65,21 @@ fn a_deployment_that_a_crash_interrupted_is_resumed() {
 }
 
 #[test]
+fn a_deployment_that_ends_the_server_twice_is_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    crash_while_deploying(dir.path(), &json!({ "HOLD_PREPARE": "1" }));
+    let server = Server::start_in(dir.path());
+    server.fake.until_noted("prepare f");
+    server.crash();
+    let server = Server::start_in(dir.path());
+    let settled = server.settled("f");
+    assert_eq!(settled["State"], "Failed");
+    let reason = settled["StateReason"].as_str().unwrap();
+    assert!(reason.starts_with("the server ended twice while it deployed this function"), "{reason}");
+    assert!(server.fake.notes().is_empty());
+}
+
+#[test]
 fn a_resumed_deployment_that_cannot_succeed_ends_as_failed() {
     let dir = tempfile::tempdir().unwrap();
     crash_while_deploying(dir.path(), &json!({ "HOLD_PREPARE": "1", "FAIL_PREPARE": "1" }));

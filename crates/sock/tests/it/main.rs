@@ -47,7 +47,7 @@ fn errors_without_a_server() {
         &["serve", "--no-auth", "--listen", "0.0.0.0:7625", "--data-dir", "data"],
         &["serve", "--listen", "7625"],
         &["serve", "--python", "/missing", "--data-dir", "data"],
-        &["serve", "--python", "/bin/python3", "--data-dir", "data"],
+        &["serve", "--python", "/etc/passwd", "--data-dir", "data"],
         &["run"],
         &["run", "--memory", "1", "--", "true"],
         &["run", "--", "missing"],

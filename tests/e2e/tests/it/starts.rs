@@ -55,6 +55,39 @@ fn invocations_of_one_function_run_side_by_side_in_instances_of_their_own() {
 }
 
 #[test]
+fn a_failed_deployment_changes_nothing() {
+    let (data, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--env", "GREETING=hello"]);
+    let bad = work.path().join("bad");
+    std::fs::create_dir(&bad).unwrap();
+    std::fs::write(bad.join("app.py"), "def handler(event):\n    return 1\n").unwrap();
+    std::fs::write(bad.join("requirements.txt"), "a-package-that-is-on-no-index==1.0\n").unwrap();
+    let flags = ["--name", "where", "--public", "--fresh", "--timeout", "1", "--env", "SECRET=1"];
+    let failed = server.sock(&[&["deploy", bad.to_str().unwrap()], &flags[..]].concat());
+    assert!(!failed.status.success());
+    let after = server.run("where", &json!({}));
+    assert_eq!((after.status, &after.body["calls"]), (200, &json!(1)), "{after:?}");
+    assert_ne!(after.start, "cold");
+    let shown: serde_json::Value =
+        serde_json::from_str(&server.succeed(&["show", "where", "--json"])).unwrap();
+    assert_eq!(shown.get("Tags"), None, "{shown}");
+}
+
+#[test]
+fn deep_nesting_in_a_source_does_not_end_the_server() {
+    let (data, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path());
+    let file = work.path().join("deep.py");
+    let text = format!("def handler(event):\n    return 1\n\nX = 1{}\n", " + 1".repeat(100_000));
+    std::fs::write(&file, text).unwrap();
+    let _ = server.sock(&["deploy", file.to_str().unwrap(), "--timeout", "20"]);
+    server.deploy(&tests("e2e/functions/where.py"), "where", &[]);
+    assert_eq!(server.run("where", &json!({})).status, 200);
+    assert!(server.stop());
+}
+
+#[test]
 fn a_new_deployment_is_never_answered_by_an_instance_of_the_old() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path());
