@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use nix::fcntl::Flock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 use crate::bundle::{BundleError, Bundles};
 use crate::config::{Auth, GatewayConfig};
 use crate::keys::KeyError;
+use crate::lock::{self, NotTaken};
 use crate::logs::Logs;
 use crate::names::FunctionName;
 use crate::registry::record::Status;
@@ -89,7 +90,7 @@ pub(crate) struct Gateway {
     busy: Arc<Semaphore>,
     draining: AtomicBool,
     /// Held as long as the server runs.
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 /// Serves until `shutdown` is done, then finishes what runs and returns.
@@ -182,26 +183,10 @@ impl Gateway {
 }
 
 /// One server to a data directory: the lock ends with the process, however that ends.
-fn lock(dir: &Path) -> Result<File, ServeError> {
+fn lock(dir: &Path) -> Result<Flock<File>, ServeError> {
     let path = dir.join("sock.lock");
-    let at = |source| ServeError::DataDir { path: path.clone(), source };
-    let mut file = File::options()
-        .create(true)
-        .read(true)
-        .write(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(at)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid).map_err(at)?;
-            return Err(ServeError::InUse { path: dir.into(), pid: pid.trim().into() });
-        }
-        Err(std::fs::TryLockError::Error(error)) => return Err(at(error)),
-    }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(at)?;
-    Ok(file)
+    lock::take(&path).map_err(|error| match error {
+        NotTaken::Held(pid) => ServeError::InUse { path: dir.into(), pid },
+        NotTaken::Io(source) => ServeError::DataDir { path, source },
+    })
 }

@@ -20,6 +20,7 @@ mod engine;
 mod gateway;
 mod http;
 mod keys;
+mod lock;
 mod logs;
 mod names;
 mod ordinary;

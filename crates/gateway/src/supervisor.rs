@@ -9,22 +9,24 @@
 //! the gateway. So the death of one ends the other, and both are started anew; what was deployed is on disk.
 //! The supervisor runs no requests, opens no files of functions, and starts no thread: it has to be able to fork.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sock_isolation::launcher::{self, server};
 use sock_isolation::process::{self, Child};
 use sock_isolation::{Exit, Host, HostOptions, IdClash, IdRange, NoBase, SyscallError, Template};
+
+use crate::lock::{self, NotTaken};
 
 /// What `sock serve` is started with.
 #[derive(Debug, Clone)]
@@ -139,11 +141,12 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     }
     options.pythons.iter().try_for_each(|path| check_python(path))?;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let (ids, _ids_lock) = choose_ids(options.ids, &read("/etc/passwd"), &read("/etc/subuid"))?;
     check_limits(options)?;
     let template = template()?;
-    prepare(options, ids)?;
+    make_root(&options.data_dir)?;
     let _lock = lock(&options.data_dir)?;
+    let (ids, _ids_lock) = choose_ids(options, &read("/etc/passwd"), &read("/etc/subuid"))?;
+    prepare(&options.data_dir, ids)?;
     take_over(&options.data_dir, ids)?;
     let listener = TcpListener::bind(options.listen)
         .map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
@@ -258,25 +261,31 @@ fn template() -> Result<Template, NoBase> {
     Ok(template)
 }
 
-/// A range that no account of the machine and no other server has, and the lock that keeps it so.
+/// A range that no account of the machine and no other server has, and the lock that keeps it so. The one that the data
+/// directory is from, if it is free.
 fn choose_ids(
-    wanted: Option<IdRange>,
+    options: &ServeOptions,
     passwd: &str,
     subuid: &str,
 ) -> Result<(IdRange, Flock<File>), SuperviseError> {
     let take = |ids: IdRange| {
         // In memory, and gone with the machine's next start.
         let path = PathBuf::from(format!("/run/sock-ids-{}", ids.first));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.map_err(|error| SuperviseError::Data { path, error })?;
-        Ok::<_, SuperviseError>(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+        match lock::take(&path) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(NotTaken::Held(_)) => Ok(None),
+            Err(NotTaken::Io(error)) => Err(SuperviseError::Data { path, error }),
+        }
     };
-    if let Some(ids) = wanted {
+    if let Some(ids) = options.ids {
         ids.check(passwd, subuid)?;
         return Ok((ids, take(ids)?.ok_or(SuperviseError::IdsTaken(ids.first))?));
     }
+    let owner = fs::symlink_metadata(options.data_dir.join(OWN)).ok().map(|metadata| metadata.uid());
+    let mut choices: Vec<IdRange> = IdRange::choices().collect();
+    choices.sort_by_key(|ids| Some(ids.gateway()) != owner);
     let mut clash = None;
-    for ids in IdRange::choices() {
+    for ids in choices {
         match ids.check(passwd, subuid) {
             Ok(()) => {
                 if let Some(lock) = take(ids)? {
@@ -289,72 +298,61 @@ fn choose_ids(
     Err(clash.map_or(SuperviseError::NoIds, Into::into))
 }
 
+/// Of the data directory, what the gateway writes among the first things, and owns.
+const OWN: &str = "keys.json";
+
 /// What a server with other user ids has left in the data directory becomes this one's.
 fn take_over(root: &Path, ids: IdRange) -> Result<(), SuperviseError> {
     let id = ids.gateway();
-    let fail = |path: &Path| {
-        let path = path.to_owned();
-        move |error| SuperviseError::Data { path, error }
-    };
     let own = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.uid() == id);
-    // The key is among the first things that are written.
-    let marker = root.join("keys.json");
-    if !marker.exists() || own(&marker).map_err(fail(&marker))? {
+    let marker = root.join(OWN);
+    if !marker.exists() || own(&marker).map_err(data(&marker))? {
         return Ok(());
     }
     let mut pending: Vec<PathBuf> =
-        fs::read_dir(root).map_err(fail(root))?.flatten().map(|entry| entry.path()).collect();
+        fs::read_dir(root).map_err(data(root))?.flatten().map(|entry| entry.path()).collect();
     // The launcher's, and root's.
     pending.retain(|path| !["mnt", "lock"].iter().any(|name| path.ends_with(name)));
     while let Some(path) = pending.pop() {
-        lchown(&path, Some(id), Some(id)).map_err(fail(&path))?;
-        if fs::symlink_metadata(&path).map_err(fail(&path))?.is_dir() {
-            pending.extend(fs::read_dir(&path).map_err(fail(&path))?.flatten().map(|entry| entry.path()));
+        lchown(&path, Some(id), Some(id)).map_err(data(&path))?;
+        if fs::symlink_metadata(&path).map_err(data(&path))?.is_dir() {
+            pending.extend(fs::read_dir(&path).map_err(data(&path))?.flatten().map(|entry| entry.path()));
         }
     }
     Ok(())
 }
 
-/// Makes the data directory, which belongs to the gateway's user and to nobody else.
-fn prepare(options: &ServeOptions, ids: IdRange) -> Result<(), SuperviseError> {
-    let fail = |path: &Path| {
-        let path = path.to_owned();
-        move |error| SuperviseError::Data { path, error }
-    };
+fn data(path: &Path) -> impl FnOnce(io::Error) -> SuperviseError {
+    let path = path.to_owned();
+    move |error| SuperviseError::Data { path, error }
+}
+
+/// Makes the data directory, which nobody but a server looks into.
+fn make_root(root: &Path) -> Result<(), SuperviseError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(data(root))?;
+    fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(data(root))
+}
+
+/// Makes what is in the data directory, which belongs to the gateway's user and to nobody else.
+fn prepare(root: &Path, ids: IdRange) -> Result<(), SuperviseError> {
     let id = ids.gateway();
-    let root = &options.data_dir;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(fail(root))?;
-    fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(fail(root))?;
-    chown(root, Some(id), Some(id)).map_err(fail(root))?;
+    chown(root, Some(id), Some(id)).map_err(data(root))?;
     for name in ["code", "packages", "logs"] {
         let path = root.join(name);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(fail(&path))?;
-        chown(&path, Some(id), Some(id)).map_err(fail(&path))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(data(&path))?;
+        chown(&path, Some(id), Some(id)).map_err(data(&path))?;
     }
     // The launcher mounts on it; it stays root's and, outside the launcher's mount namespace, empty.
     let work = root.join("mnt");
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(fail(&work))?;
-    Ok(())
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(data(&work))
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, SuperviseError> {
     let path = root.join("lock");
-    let fail = |error| SuperviseError::Data { path: path.clone(), error };
-    let file =
-        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0).map_err(fail)?;
-            write!(lock, "{}", std::process::id()).map_err(fail)?;
-            Ok(lock)
-        }
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid).map_err(fail)?;
-            Err(SuperviseError::Locked { path: root.to_owned(), pid })
-        }
-        Err((_, errno)) => Err(fail(errno.into())),
-    }
+    lock::take(&path).map_err(|error| match error {
+        NotTaken::Held(pid) => SuperviseError::Locked { path: root.to_owned(), pid },
+        NotTaken::Io(error) => SuperviseError::Data { path, error },
+    })
 }
 
 fn start_launcher(
