@@ -194,7 +194,11 @@ fn serve(caller: OwnedFd, template: &[Step], parent: Pid) -> SysResult<()> {
     let signals =
         SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).call("signalfd")?;
     sys::send(caller.as_fd(), b"ready", &[]).call("sendmsg")?;
-    Server { caller, host_proc, own_pids, running: HashMap::new() }.run(&signals)
+    match (Server { caller, host_proc, own_pids, running: HashMap::new() }).run(&signals) {
+        // The caller is gone, which is how it says that it is done: nobody is left to hear of containers that end.
+        Err(error) if matches!(error.errno, Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+        ran => ran,
+    }
 }
 
 impl Server {
