@@ -6,6 +6,7 @@ mod demo;
 mod tasks;
 mod test;
 mod tools;
+mod vm;
 
 use anyhow::{Result, bail};
 
@@ -16,6 +17,7 @@ cargo xtask COMMAND
   test [FILTER…]     all tests that this machine can run
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
   ci                 check and test
+  vm COMMAND         the test machine: lock, build, run
   advisories         known vulnerabilities of dependencies (asks the network)";
 
 fn main() -> Result<()> {
@@ -27,6 +29,7 @@ fn main() -> Result<()> {
         "test" => test::run(&rest),
         "check" => check::run(),
         "ci" => ci::run(),
+        "vm" => vm::run(&rest),
         "advisories" => check::advisories(),
         "" | "help" | "--help" | "-h" => {
             println!("{HELP}");

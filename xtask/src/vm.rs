@@ -1,0 +1,43 @@
+//! `cargo xtask vm …`: the test machine, locked, built and run.
+
+mod accelerator;
+mod apt;
+mod build;
+mod bytecode;
+mod deb;
+mod erofs;
+mod fetch;
+mod guest;
+mod image;
+mod kernel;
+mod lock;
+mod machine;
+mod payload;
+mod recipe;
+mod run;
+mod tools;
+mod tree;
+mod wheels;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask vm COMMAND
+
+  lock                       resolve vm/image.toml to vm/vm.lock with what the mirror has today
+  build [--check]            build the image of vm/vm.lock; --check: twice, and compare with what is committed
+        [--mirror URL]       a mirror to ask before the machine's own
+  run [--kernel V] -- CMD    one command in the machine; exits as the command does
+  shell [--kernel V]         a root shell in it, at this terminal; port 7625 is the machine's";
+
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let (command, rest) =
+        arguments.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    match command {
+        "lock" => lock::run(),
+        "build" => build::run(rest),
+        "run" => run::run(rest),
+        "shell" => run::shell(rest),
+        _ => bail!("{HELP}"),
+    }
+}

@@ -1,0 +1,159 @@
+//! `cargo xtask vm build`: the image of the lock.
+//!
+//! ```text
+//! target/vm/<key>/root.erofs          the key: a hash of the lock, the manifest, the init and this code
+//!                 vmlinuz-<version>
+//!                 initrd-<version>
+//! target/vm/tools-<key>/              programs that run here
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use super::erofs::{self, Effort};
+use super::fetch::{Cache, Mirrors};
+use super::image::{Image, target, workspace};
+use super::kernel::{self, Kernel};
+use super::lock::{self, Lock};
+use super::tools::Tools;
+use super::{bytecode, deb, recipe, wheels};
+use crate::tasks::cargo;
+
+/// A built image, and what it takes to run it.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) directory: PathBuf,
+    pub(crate) tools: Tools,
+    pub(crate) lock: Lock,
+    pub(crate) epoch: u64,
+}
+
+/// How a build is told to be different from another, to see that its result is not.
+#[derive(Debug, Default)]
+pub(crate) struct Circumstances {
+    /// Environment of the tools: a faked clock.
+    pub(crate) faked: Vec<(String, String)>,
+}
+
+/// Builds what is not there yet.
+pub(crate) fn build(mirrors: &[String]) -> Result<Built> {
+    let image = Image::load()?;
+    let lock = Lock::load(&workspace().join("vm/vm.lock"))?;
+    let cache = Cache::open()?;
+    let base = target().join("vm");
+    fs::create_dir_all(&base).with_context(|| format!("failed to create {}", base.display()))?;
+    cache.fetch(lock.deb.iter(), &Mirrors::new(mirrors)?)?;
+    wheels::fetch(&lock.wheel, &image.wheels.python, &cache)?;
+    let tools = Tools::unpack(&lock, &cache, &base)?;
+    let directory = base.join(key()?);
+    if !directory.exists() {
+        let init = build_init(&target())?;
+        let work = tempfile::Builder::new().prefix("image-").tempdir_in(&base)?;
+        make(&image, &lock, (&cache, &tools, &init), work.path(), &Circumstances::default())?;
+        fs::rename(work.keep(), &directory).context("failed to keep the image")?;
+    }
+    Ok(Built { directory, tools, lock, epoch: image.epoch })
+}
+
+/// Makes all files of the image in `out`.
+pub(crate) fn make(
+    image: &Image,
+    lock: &Lock,
+    (cache, tools, init): (&Cache, &Tools, &Path),
+    out: &Path,
+    how: &Circumstances,
+) -> Result<()> {
+    let init = fs::read(init).with_context(|| format!("failed to read {}", init.display()))?;
+    for version in image.kernels.keys() {
+        let kernel = Kernel::of(&deb::unpack_group(lock, &lock::kernel(version), cache)?)?;
+        let modules = kernel.ordered(&image.modules.names)?;
+        fs::write(out.join(format!("vmlinuz-{version}")), &kernel.vmlinuz)?;
+        fs::write(out.join(format!("initrd-{version}")), kernel::initrd(&init, &modules)?)?;
+    }
+    let mut tree = deb::unpack_group(lock, lock::IMAGE, cache)?;
+    recipe::finish(&mut tree, &image.image)?;
+    bytecode::compile(&mut tree, &how.faked)?;
+    erofs::make(&tree, &out.join("root.erofs"), image.epoch, (tools, &how.faked), Effort::Small)
+}
+
+/// The init, static: the same bytes wherever it is built by the same compiler and C library.
+pub(crate) fn build_init(target: &Path) -> Result<PathBuf> {
+    const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+    let registry = std::env::var("CARGO_HOME")
+        .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
+        .context("neither CARGO_HOME nor HOME is set")?;
+    let flags = [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        format!("--remap-path-prefix={}=/sock", workspace().display()),
+        format!("--remap-path-prefix={registry}=/cargo"),
+    ];
+    let arguments = [
+        "build",
+        "--locked",
+        "--quiet",
+        "--profile",
+        "init",
+        "--package",
+        "sock-vm-init",
+        "--target",
+        TRIPLE,
+    ];
+    let status = Command::new(cargo())
+        .args(arguments)
+        .current_dir(workspace())
+        .env("CARGO_TARGET_DIR", target)
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .status()
+        .context("failed to start cargo")?;
+    if !status.success() {
+        bail!("failed to build the init: {status}");
+    }
+    Ok(target.join(TRIPLE).join("init/sock-vm-init"))
+}
+
+/// What the image depends on.
+fn key() -> Result<String> {
+    let root = workspace();
+    let mut files = vec![root.join("vm/image.toml"), root.join("vm/vm.lock"), root.join("Cargo.lock")];
+    for directory in ["vm/init/src", "xtask/src/vm"] {
+        for entry in fs::read_dir(root.join(directory))? {
+            files.push(entry?.path());
+        }
+    }
+    files.retain(|path| path.is_file());
+    files.sort();
+    let mut hasher = Sha256::new();
+    for path in files {
+        hasher.update(fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?);
+    }
+    let rustc = Command::new("rustc").arg("-vV").output().context("failed to start rustc")?;
+    hasher.update(&rustc.stdout);
+    Ok(hex::encode(hasher.finalize())[..16].to_owned())
+}
+
+/// `cargo xtask vm build`.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let (mut check, mut mirrors) = (false, Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--check" => check = true,
+            "--mirror" => mirrors.push(rest.next().context("--mirror takes a URL")?.clone()),
+            other => bail!("cargo xtask vm build does not take {other}"),
+        }
+    }
+    let built = build(&mirrors)?;
+    for entry in fs::read_dir(&built.directory)? {
+        let path = entry?.path();
+        println!("{}  {}", super::fetch::sha256(&path)?, path.display());
+    }
+    if check {
+        bail!("--check is not there yet");
+    }
+    Ok(())
+}

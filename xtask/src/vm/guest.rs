@@ -1,0 +1,39 @@
+//! Programs for the machine: static, so that the C library here does not matter there.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::image::{target, workspace};
+use crate::tasks::cargo;
+
+pub(crate) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// A cargo command for the machine.
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(cargo());
+    command
+        .args(arguments)
+        .args(["--target", TRIPLE])
+        .current_dir(workspace())
+        .env("CARGO_TARGET_DIR", directory())
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    command
+}
+
+/// Where they are built.
+pub(crate) fn directory() -> PathBuf {
+    target().join("guest")
+}
+
+/// Builds; returns the directory that has those of each profile.
+pub(crate) fn build(arguments: &[&str]) -> Result<PathBuf> {
+    eprintln!("+ cargo {} (static)", arguments.join(" "));
+    let status = command(arguments).status().context("failed to start cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed: {status}", arguments.join(" "));
+    }
+    Ok(directory().join(TRIPLE))
+}

@@ -1,0 +1,293 @@
+//! One run of the test machine under QEMU: what it is made of, and how it ended.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::build::Built;
+
+/// What emulates the processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accelerator {
+    /// The processor itself.
+    Kvm,
+    /// QEMU, a thread for each processor.
+    Tcg,
+}
+
+/// What the machine's network card reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Nothing: there is a card, and nobody answers.
+    Restricted,
+    /// What this machine reaches; and port 7625 of it is the machine's.
+    Open,
+}
+
+/// Where the machine's console and its program's output go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Screen {
+    /// The program's output here, line by line.
+    Output,
+    /// Nowhere but into files.
+    Silent,
+    /// The program is at this terminal.
+    Terminal,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) built: &'a Built,
+    /// As `vm/image.toml` calls it.
+    pub(crate) kernel: &'a str,
+    pub(crate) payload: &'a Path,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) network: Network,
+    pub(crate) screen: Screen,
+    /// Until its end, from its start.
+    pub(crate) timeout: Duration,
+    /// Its console, its output and its results go here.
+    pub(crate) directory: &'a Path,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The program's exit code; its results are there.
+    Exited(i32),
+    /// The kernel, or the init, gave up; the last lines of the console.
+    Panicked(String),
+    /// It no longer told that it lives.
+    Hung,
+    /// It ended without telling how.
+    NoResult(String),
+    /// It lived, for longer than it may.
+    TimedOut,
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) outcome: Outcome,
+    /// From QEMU's start until its system stood.
+    pub(crate) ready: Option<Duration>,
+}
+
+/// A machine that beats every second and was not heard for this long hangs. An emulated one on a busy host may be late.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Until it stands.
+const BOOT: Duration = Duration::from_secs(120);
+/// Results that fit on the results' disk, bytes; the file is sparse.
+const RESULTS: u64 = 1 << 30;
+
+const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on oops=panic";
+
+impl Machine<'_> {
+    /// Starts it and waits for its end.
+    pub(crate) fn run(&self) -> Result<Ran> {
+        fs::create_dir_all(self.directory)?;
+        File::create(self.directory.join("results.tar"))?.set_len(RESULTS)?;
+        let (control, theirs) = UnixStream::pair()?;
+        let (output, their_output) = UnixStream::pair()?;
+        let began = Instant::now();
+        let mut qemu = self.start(&theirs.into(), &their_output.into())?;
+        let printer = self.print(output)?;
+        let (sender, events) = channel();
+        let listener = std::thread::spawn(move || {
+            for line in BufReader::new(control).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let (ended, ready) = listen(&events, began, self.timeout);
+        if ended.is_none() || matches!(ended, Some(Outcome::Hung | Outcome::TimedOut)) {
+            // Nothing more will be heard of it: QEMU is gone, or has to go.
+            let _ = qemu.kill();
+        }
+        let status = qemu.wait().context("failed to wait for QEMU")?;
+        let _ = (listener.join(), printer.join());
+        let outcome = ended.unwrap_or_else(|| self.why(status.code()));
+        Ok(Ran { outcome, ready })
+    }
+
+    /// The command, and descriptors that it inherits.
+    fn start(&self, control: &OwnedFd, output: &OwnedFd) -> Result<Child> {
+        let (control_fd, output_fd) = (control.as_raw_fd(), output.as_raw_fd());
+        let mut command = self.built.tools.command("usr/bin/qemu-system-x86_64");
+        command.args(self.arguments(control_fd, output_fd));
+        if self.screen == Screen::Terminal {
+            command.env("TERM", "dumb");
+        } else {
+            command.stdin(Stdio::null());
+        }
+        command.stdout(if self.screen == Screen::Terminal { Stdio::inherit() } else { Stdio::null() });
+        command.stderr(if self.screen == Screen::Terminal {
+            Stdio::inherit()
+        } else {
+            File::create(self.directory.join("qemu.log"))?.into()
+        });
+        for fd in [control, output] {
+            nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
+        }
+        command.spawn().context("failed to start QEMU")
+    }
+
+    fn arguments(&self, control: i32, output: i32) -> Vec<String> {
+        let image = |name: &str| self.built.directory.join(name).display().to_string();
+        let tools = |path: &str| self.built.tools.path(path).display().to_string();
+        let mut all: Vec<String> = Vec::new();
+        let mut add = |arguments: &[&str]| all.extend(arguments.iter().map(|one| (*one).to_owned()));
+        add(&["-L", &tools("usr/share/qemu"), "-L", &tools("usr/share/seabios")]);
+        add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        add(&["-machine", "q35", "-cpu", if self.accelerator == Accelerator::Kvm { "host" } else { "max" }]);
+        add(&["-accel", if self.accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" }]);
+        add(&["-smp", "2", "-m", "4096", "-device", "virtio-rng-pci"]);
+        add(&["-kernel", &image(&format!("vmlinuz-{}", self.kernel))]);
+        add(&["-initrd", &image(&format!("initrd-{}", self.kernel)), "-append", COMMAND_LINE]);
+        let payload = self.payload.display().to_string();
+        let results = self.directory.join("results.tar").display().to_string();
+        let disks =
+            [("root", image("root.erofs"), "on"), ("payload", payload, "on"), ("results", results, "off")];
+        for (serial, file, read_only) in disks {
+            let file = file.replace(',', ",,");
+            add(&["-drive", &format!("if=none,id={serial},format=raw,readonly={read_only},file={file}")]);
+            add(&["-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
+        }
+        let restrict = match self.network {
+            Network::Restricted => "restrict=on",
+            Network::Open => "hostfwd=tcp:127.0.0.1:7625-:7625",
+        };
+        add(&[
+            "-netdev",
+            &format!("user,id=net,{restrict}"),
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
+        ]);
+        let console = self.directory.join("console.log").display().to_string().replace(',', ",,");
+        add(&["-chardev", &format!("file,id=console,path={console}"), "-serial", "chardev:console"]);
+        add(&["-device", "virtio-serial-pci"]);
+        for (name, fd) in [("control", control), ("output", output)] {
+            add(&["-chardev", &format!("socket,id={name},fd={fd}")]);
+            add(&["-device", &format!("virtserialport,chardev={name},name={name}")]);
+        }
+        if self.screen == Screen::Terminal {
+            add(&["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal"]);
+        }
+        all
+    }
+
+    /// Copies what the program prints to a file, and here.
+    fn print(&self, mut output: UnixStream) -> Result<std::thread::JoinHandle<()>> {
+        let mut file = File::create(self.directory.join("output.log"))?;
+        let shown = self.screen == Screen::Output;
+        Ok(std::thread::spawn(move || {
+            let mut buffer = [0; 1 << 14];
+            while let Ok(length @ 1..) = output.read(&mut buffer) {
+                let _ = file.write_all(&buffer[..length]);
+                if shown {
+                    let mut stdout = std::io::stdout();
+                    let _ = stdout.write_all(&buffer[..length]).and_then(|()| stdout.flush());
+                }
+            }
+        }))
+    }
+
+    /// Why QEMU ended without a word of the init's.
+    fn why(&self, code: Option<i32>) -> Outcome {
+        let read = |name: &str| fs::read(self.directory.join(name)).unwrap_or_default();
+        let console = String::from_utf8_lossy(&read("console.log")).into_owned();
+        let said = String::from_utf8_lossy(&read("qemu.log")).into_owned();
+        judge(&console, &said, code)
+    }
+}
+
+/// A panic shows on the console; anything else that ends QEMU is an end without a result.
+fn judge(console: &str, qemu: &str, code: Option<i32>) -> Outcome {
+    let last = |text: &str, count: usize| {
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(count)..].join("\n")
+    };
+    if console.contains("Kernel panic") {
+        return Outcome::Panicked(last(console, 30));
+    }
+    Outcome::NoResult(format!("QEMU: {code:?} {}\nconsole: {}", qemu.trim(), last(console, 10)))
+}
+
+/// Follows the events until the end. Nothing: the machine ended without telling how.
+fn listen(
+    events: &Receiver<String>,
+    began: Instant,
+    timeout: Duration,
+) -> (Option<Outcome>, Option<Duration>) {
+    let (mut ready, mut exit) = (None, None);
+    let mut heard = began;
+    loop {
+        let silence = if ready.is_some() { SILENCE } else { BOOT };
+        let (silent, over) = (heard + silence, began + timeout);
+        match events.recv_timeout(silent.min(over).saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                heard = Instant::now();
+                match line.split_once(' ') {
+                    Some(("ready", _)) => ready = Some(began.elapsed()),
+                    Some(("exit", code)) => exit = code.parse().ok().map(Outcome::Exited),
+                    _ => {}
+                }
+            }
+            // With an exit it powers off; until then its disks are not written.
+            Err(RecvTimeoutError::Disconnected) => return (exit, ready),
+            Err(RecvTimeoutError::Timeout) if over <= Instant::now() => {
+                return (Some(Outcome::TimedOut), ready);
+            }
+            Err(RecvTimeoutError::Timeout) => return (Some(Outcome::Hung), ready),
+        }
+    }
+}
+
+impl Outcome {
+    /// For people.
+    pub(crate) fn describe(&self, directory: &Path) -> String {
+        let logs = directory.display();
+        match self {
+            Self::Exited(0) => "the machine's program succeeded".to_owned(),
+            Self::Exited(code) => {
+                format!("the machine's program failed: exit code {code}; logs are in {logs}")
+            }
+            Self::Panicked(said) => {
+                format!("the machine panicked; its console, in {logs}, ends with:\n{said}")
+            }
+            Self::Hung => {
+                format!(
+                    "the machine hangs: it has not told for {} s that it lives; logs are in {logs}",
+                    SILENCE.as_secs()
+                )
+            }
+            Self::NoResult(said) => {
+                format!("the machine ended without a result; logs are in {logs}:\n{said}")
+            }
+            Self::TimedOut => format!("the machine ran longer than it may and was ended; logs are in {logs}"),
+        }
+    }
+}
+
+/// Unpacks what the machine left.
+pub(crate) fn results(directory: &Path) -> Result<PathBuf> {
+    let out = directory.join("results");
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
+    let archive = File::open(directory.join("results.tar"))?;
+    tar::Archive::new(BufReader::new(archive))
+        .unpack(&out)
+        .context("the machine's results are not readable")?;
+    fs::remove_file(directory.join("results.tar"))?;
+    Ok(out)
+}
