@@ -39,7 +39,8 @@ pub(crate) fn run(options: &ServeOptions, listener: TcpListener, launcher: Owned
 async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd) -> Result<(), String> {
     let mut stop = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let interpreters = interpreters(&options.pythons)?;
-    let given = Sources { index_url: options.index_url.clone(), find_links: options.find_links.clone() };
+    let (index_url, find_links) = (options.index_url.clone(), options.find_links.clone());
+    let given = Sources { index_url, find_links, ..Sources::default() };
     let sources = given.or(Sources::from_env());
     let mut config = GatewayConfig::open(&options.data_dir, interpreters.clone(), sources).map_err(chain)?;
     if let Some(key) = &options.access_key {

@@ -17,13 +17,17 @@ pub struct Sources {
     pub index_url: Option<String>,
     /// Directories or pages with wheels, looked at besides the index.
     pub find_links: Vec<String>,
+    /// Nothing but `find_links`: for machines without a network, where asking an index only takes time.
+    #[serde(default)]
+    pub no_index: bool,
 }
 
 impl Sources {
     /// Reads the variables that pip and uv users have already set.
     ///
     /// The index is the first of `UV_DEFAULT_INDEX`, `UV_INDEX_URL` and `PIP_INDEX_URL`; find-links is the
-    /// first of `UV_FIND_LINKS` and `PIP_FIND_LINKS`, split at white space and commas.
+    /// first of `UV_FIND_LINKS` and `PIP_FIND_LINKS`, split at white space and commas. `UV_NO_INDEX` or `PIP_NO_INDEX`
+    /// leaves the index out, unless it is set to a word for no.
     pub fn from_env() -> Self {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
@@ -34,13 +38,18 @@ impl Sources {
         let links = first(&["UV_FIND_LINKS", "PIP_FIND_LINKS"]).unwrap_or_default();
         let find_links =
             links.split([' ', '\t', '\n', ',']).filter(|link| !link.is_empty()).map(String::from).collect();
-        Self { index_url, find_links }
+        let no = ["0", "false", "no", "off"];
+        let no_index = first(&["UV_NO_INDEX", "PIP_NO_INDEX"])
+            .is_some_and(|value| !no.contains(&value.trim().to_lowercase().as_str()));
+        Self { index_url, find_links, no_index }
     }
 
     /// What is set in `self`, and what is not from `fallback`: a flag before the environment.
     pub fn or(self, fallback: Self) -> Self {
         let find_links = if self.find_links.is_empty() { fallback.find_links } else { self.find_links };
-        Self { index_url: self.index_url.or(fallback.index_url), find_links }
+        // An index that is named by a flag is asked.
+        let no_index = self.no_index || (self.index_url.is_none() && fallback.no_index);
+        Self { index_url: self.index_url.or(fallback.index_url), find_links, no_index }
     }
 
     /// The find-links that can be read now, made absolute: the resolver runs in a directory of its own. A
@@ -59,7 +68,11 @@ impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let links: Vec<_> = self.find_links.iter().map(|link| redacted(link)).collect();
         let index = self.index_url.as_deref().map(redacted);
-        f.debug_struct("Sources").field("index_url", &index).field("find_links", &links).finish()
+        f.debug_struct("Sources")
+            .field("index_url", &index)
+            .field("find_links", &links)
+            .field("no_index", &self.no_index)
+            .finish()
     }
 }
 
@@ -74,18 +87,23 @@ mod tests {
             "PIP_INDEX_URL" => Some("https://other.example/simple".into()),
             "PIP_FIND_LINKS" => Some("/opt/a, /opt/b".into()),
             "UV_DEFAULT_INDEX" => Some(" ".into()),
+            "PIP_NO_INDEX" => Some("off".into()),
             _ => None,
         });
+        assert!(!sources.no_index);
         assert_eq!(sources.index_url.as_deref(), Some("https://index.example/simple"));
         assert_eq!(sources.find_links, ["/opt/a", "/opt/b"]);
     }
 
     #[test]
     fn a_flag_comes_before_the_environment() {
-        let flag = Sources { index_url: None, find_links: vec!["/flag".into()] };
-        let env =
-            Sources { index_url: Some("https://index.example".into()), find_links: vec!["/env".into()] };
-        let both = flag.or(env);
+        let flag = Sources { find_links: vec!["/flag".into()], ..Sources::default() };
+        let index_url = Some("https://index.example".into());
+        let env = Sources { index_url, find_links: vec!["/env".into()], no_index: true };
+        let both = flag.or(env.clone());
+        assert!(both.no_index);
+        let named = Sources { index_url: Some("https://flag.example".into()), ..Sources::default() };
+        assert!(!named.or(env).no_index);
         assert_eq!(both.index_url.as_deref(), Some("https://index.example"));
         assert_eq!(both.find_links, ["/flag"]);
     }
@@ -93,7 +111,7 @@ mod tests {
     #[test]
     fn links_are_absolute_and_there() {
         let find_links = ["src", "/nonexistent", "https://index.example/wheels"].map(String::from).into();
-        let links: Vec<_> = Sources { index_url: None, find_links }.usable_links().collect();
+        let links: Vec<_> = Sources { find_links, ..Sources::default() }.usable_links().collect();
         assert_eq!(links.len(), 2, "{links:?}");
         assert!(links[0].starts_with('/') && links[0].ends_with("/src"), "{links:?}");
     }

@@ -105,7 +105,8 @@ mod tests {
     #[test]
     fn credentials_go_to_their_origin_only() {
         let index_url = Some("https://user:p%40ss@Index.example:443/simple".into());
-        let credentials = Credentials::of(&Sources { index_url, find_links: vec!["/srv".into()] });
+        let credentials =
+            Credentials::of(&Sources { index_url, find_links: vec!["/srv".into()], no_index: false });
         let basic = format!("Basic {}", STANDARD.encode("user:p@ss"));
         assert_eq!(credentials.for_url("https://index.example/files/a.whl"), Some(basic.as_str()));
         for elsewhere in [
@@ -126,7 +127,7 @@ mod tests {
         let url = "https://user:s3cret@index.example/simple";
         assert_eq!(redacted(url), "https://***@index.example/simple");
         assert_eq!(redacted("https://index.example/@x"), "https://index.example/@x");
-        let sources = Sources { index_url: Some(url.into()), find_links: vec![url.into()] };
+        let sources = Sources { index_url: Some(url.into()), find_links: vec![url.into()], no_index: false };
         let shown = format!("{sources:?} {:?}", Credentials::of(&sources));
         assert!(!shown.contains("s3cret") && shown.contains("index.example"), "{shown}");
     }

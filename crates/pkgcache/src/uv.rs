@@ -72,6 +72,9 @@ impl Uv {
             // By environment, since it may hold a password and everybody can read a command line.
             command.env("UV_DEFAULT_INDEX", index);
         }
+        if self.sources.no_index {
+            command.arg("--no-index");
+        }
         for link in self.sources.usable_links() {
             command.args(["--find-links", &link]);
         }

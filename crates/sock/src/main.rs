@@ -88,7 +88,7 @@ struct Serve {
     /// Index of Python packages (default: $UV_DEFAULT_INDEX, $UV_INDEX_URL, $PIP_INDEX_URL, else uv's own)
     #[arg(long, value_name = "URL")]
     index_url: Option<String>,
-    /// Directory or page of wheels; may be repeated
+    /// Directory or page of wheels; may be repeated (with PIP_NO_INDEX=1 nothing else is asked)
     #[arg(long, value_name = "DIR")]
     find_links: Vec<String>,
     /// Refuse to start where cgroup controllers for memory, processes or processors are missing

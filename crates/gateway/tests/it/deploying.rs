@@ -47,7 +47,7 @@ fn state(configuration: &Value) -> Value {
 #[test]
 fn a_function_without_requirements_needs_no_network() {
     let dir = tempfile::tempdir().unwrap();
-    let nowhere = Sources { index_url: Some("http://127.0.0.1:1/".into()), find_links: Vec::new() };
+    let nowhere = Sources { index_url: Some("http://127.0.0.1:1/".into()), ..Sources::default() };
     let real = GatewayConfig::open(dir.path().join("data"), vec![python()], nowhere).unwrap();
     let server = Server::start_with(GatewayConfig {
         data_dir: dir.path().into(),

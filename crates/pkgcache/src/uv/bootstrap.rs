@@ -142,6 +142,9 @@ fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result
     if let Some(index) = &sources.index_url {
         pip.env("PIP_INDEX_URL", index);
     }
+    if sources.no_index {
+        pip.arg("--no-index");
+    }
     for link in sources.usable_links() {
         pip.args(["--find-links", &link]);
     }

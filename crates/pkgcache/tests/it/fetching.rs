@@ -74,7 +74,7 @@ fn a_private_index_is_shown_its_credentials() {
     let index =
         url.replace("http://", "http://user:s3cret@").replace("/files/evil-1.0-py3-none-any.whl", "/simple");
     let dir = tempfile::tempdir().unwrap();
-    let sources = Sources { index_url: Some(index), find_links: Vec::new() };
+    let sources = Sources { index_url: Some(index), ..Sources::default() };
     let store = Store::open(dir.path(), Limits::default()).unwrap().with_sources(&sources);
     store.install(&locked_at(&url, None), &python(), &mut |_| {}).unwrap();
     let request = server.join().unwrap().remove(0);
