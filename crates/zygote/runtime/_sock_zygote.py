@@ -4,8 +4,9 @@ It runs the import-time code of third-party packages, so everything outside trea
 capabilities in a user namespace of its own and a seccomp filter that it cannot shed. It never calls library code, it only
 imports; a thread that an import left behind makes it unsafe, and then it never forks.
 
-Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's: ten descriptors each, see
-`FORK`), 4 the control socket (frames, with the gateway).
+Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER" or "spare NUMBER"
+with ten descriptors each, see `FORK`; and ours, "ended NUMBER STATUS", when that child is dead), 4 the control socket
+(frames, with the gateway).
 """
 
 import sys
@@ -89,14 +90,20 @@ def drop():
     check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
 
+def let_go(log, socket):
+    """Of what was the zygote's: its children's ends, and its descriptors."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    after_fork.arrange(log, socket)
+    # The object would close the number, which is the instance's socket now.
+    channel.detach()
+
+
 def child(fds, early):
     """The rest of the life of a forked process."""
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         enter(fds)
-        after_fork.arrange(fds["log"], fds["socket"])
-        # The object would close the number, which is the instance's socket now.
-        channel.detach()
+        let_go(fds["log"], fds["socket"])
         os.setsid()
         os.umask(0o022)
         drop()
@@ -114,14 +121,15 @@ def child(fds, early):
 
 def fork():
     """Takes one datagram off the fork channel: "fork" for a request that waits, "spare" when none does yet."""
-    message, control, _, _ = channel.recvmsg(16, socket.CMSG_SPACE(4 * len(FORK)))
+    message, control, _, _ = channel.recvmsg(32, socket.CMSG_SPACE(4 * len(FORK)))
     numbers = []
     for _, _, data in control:
         numbers += [int.from_bytes(data[at:at + 4], sys.byteorder) for at in range(0, len(data), 4)]
     if not message:
         os._exit(0)
+    kind, _, name = message.partition(b" ")
     try:
-        if message in (b"fork", b"spare") and len(numbers) == len(FORK) and safe:
+        if kind in (b"fork", b"spare") and len(numbers) == len(FORK) and safe:
             fds = dict(zip(FORK, numbers))
             check(setns(fds["pid"], CLONE["pid"]), "setns pid")
             try:
@@ -129,10 +137,11 @@ def fork():
             except BaseException:
                 pid = -1
             if pid == 0:
-                child(fds, message == b"spare")
+                child(fds, kind == b"spare")
             check(setns(own_pids, CLONE["pid"]), "setns pid")
             if pid < 0:
                 raise OSError("fork failed")
+            children[pid] = name
     except OSError as error:
         sys.stderr.write("sock: zygote: %s\n" % error)
         sys.stderr.flush()
@@ -140,6 +149,32 @@ def fork():
         # The child has its own; a closed socket tells the gateway of a fork that did not happen.
         for number in numbers:
             os.close(number)
+
+
+def reap():
+    """Tells how dead children ended, each before it is gone: a slot ends after that, and whoever waits for it then knows."""
+    while True:
+        try:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if dead is None:
+            return
+        name = children.pop(dead.si_pid, None)
+        if name is not None:
+            # As wait(2) has it.
+            status = dead.si_status << 8 if dead.si_code == os.CLD_EXITED else dead.si_status
+            try:
+                channel.send(b"ended %s %d" % (name, status), socket.MSG_DONTWAIT)
+            except OSError:
+                pass  # Nobody listens: it is only news.
+        os.waitpid(dead.si_pid, 0)
+
+
+def watch_children():
+    """The end of a child wakes the loop. Again after imports, which may have set the signal to something else."""
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
 
 def threads():
@@ -205,6 +240,7 @@ def import_all(imports):
     # What was printed is the zygote's log, not that of each child.
     instance.flush()
     gc.collect()
+    watch_children()
     after_fork.settle(open_before)
     gc.freeze()
     files = [file_of(module) for module in list(sys.modules.values())]
@@ -231,14 +267,17 @@ def control():
 
 def loop():
     poll = select.poll()
-    poll.register(FORK_CHANNEL, select.POLLIN)
-    poll.register(CONTROL, select.POLLIN)
+    for fd in (FORK_CHANNEL, CONTROL, woken):
+        poll.register(fd, select.POLLIN)
     while True:
         for fd, _ in poll.poll():
             if fd == FORK_CHANNEL:
                 fork()
-            else:
+            elif fd == CONTROL:
                 control()
+            else:
+                os.read(woken, 4096)
+                reap()
 
 
 safe = True
@@ -246,8 +285,11 @@ standard = instance.standard_path()
 sys.path[:] = standard + [instance.PACKAGES]
 own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 channel = socket.socket(fileno=FORK_CHANNEL)
-# Children are reaped by the kernel: a container's end must not wait for its zygote.
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+# Of living children: what the launcher calls them.
+children = {}
+woken, wake = os.pipe()
+os.set_blocking(wake, False)
+watch_children()
 
 if __name__ == "__main__":
     try:

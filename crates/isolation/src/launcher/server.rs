@@ -534,6 +534,13 @@ impl Server {
     }
 
     fn ended(&mut self, number: u64, exit: Option<Exit>) -> SysResult<()> {
+        let zygote = match (self.instances.get(&number), self.dying.get(&number).map(|dying| &dying.ids)) {
+            (Some(instance), _) => instance.zygote,
+            (_, Some(Ids::Within(zygote, _))) => Some(*zygote),
+            _ => None,
+        };
+        // It has told of its child by now, since the slot had to wait for that child.
+        zygote.into_iter().for_each(|zygote| self.hear(zygote));
         if let Some(dying) = self.dying.get_mut(&number) {
             dying.ended = true;
             if let Some(farewell) = &mut dying.farewell {
@@ -543,7 +550,7 @@ impl Server {
         }
         if let Some(instance) = self.instances.get_mut(&number) {
             // The gateway sees its socket close, asks for its destruction, and is told then.
-            instance.exit = exit;
+            instance.exit = instance.exit.or(exit);
             instance.ended = true;
             return Ok(());
         }
@@ -577,9 +584,9 @@ impl Server {
 
     fn bid_farewell(&self, farewell: Farewell, ground: &Ground) -> SysResult<()> {
         let Farewell { request, checked, exit, out_of_memory, usage } = farewell;
-        // A zygote's child has nobody who waits for it; the kernel keeps its status for who holds its pidfd.
+        // The kernel's word, which it keeps for who holds a pidfd, before the zygote's.
         let kept = checked.and_then(|checked| sys::pidfd_exit_status(checked.pidfd.as_fd()));
-        let exit = exit.or(kept.map(Exit::from_status));
+        let exit = kept.map(Exit::from_status).or(exit);
         let now = ground.group.usage();
         let usage = Usage {
             oom_kills: usage.oom_kills.max(now.oom_kills),

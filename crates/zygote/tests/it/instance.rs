@@ -36,12 +36,13 @@ with open('facts.json', 'w') as file:
     json.dump(facts, file)
 log = os.dup(1)
 if os.fork() == 0:
-    zygote.after_fork.arrange(log, 5)
-    zygote.channel.detach()
+    zygote.let_go(log, 5)
     zygote.after_fork.mend()
     instance.REHEARSAL = os.getcwd() + '/rehearsal'
     os._exit(instance.main(3, zygote.standard, True))
-# Its children are reaped by the kernel: this waits for all of them.
+# The kernel reaps its children, and it waits until there are none.
+zygote.signal.set_wakeup_fd(-1)
+zygote.signal.signal(zygote.signal.SIGCHLD, zygote.signal.SIG_IGN)
 for number in range(5, 20):
     if number not in zygote.after_fork.taken and number != log:
         try:

@@ -44,7 +44,8 @@ fn exits_signals_and_exceptions_are_told_apart() {
 #[test]
 fn memory_and_processes_are_limited() {
     let data = tempfile::tempdir().unwrap();
-    let server = server(&data, &["--timeout", "30"]);
+    // Enough for as many processes as a function may have, where the kernel counts their memory.
+    let server = server(&data, &["--timeout", "30", "--memory", "512"]);
     let memory = end(&server, "memory");
     let kind = memory.body["errorType"].as_str().unwrap_or_default();
     assert!(

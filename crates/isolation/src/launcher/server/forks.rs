@@ -16,11 +16,13 @@ use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
 use super::{
-    Building, Child, Ids, Instance, Owner, Server, Slot, Spare, Zygote, bounds, io_text, stream_pair, text,
+    Building, Child, Dying, Ids, Instance, Owner, Server, Slot, Spare, Zygote, bounds, io_text, stream_pair,
+    text,
 };
 use crate::cgroup::Limits;
 use crate::error::{Context, SysResult};
 use crate::host::Parent;
+use crate::init::Exit;
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
 use crate::plan::Nesting;
 use crate::sys;
@@ -70,7 +72,7 @@ impl Server {
         }
         let Some(slot) = state.ready.pop_front() else { return Ok(()) };
         self.wanting.insert(zygote);
-        match self.start_child(zygote, &slot, b"spare") {
+        match self.start_child(zygote, &slot, "spare") {
             Ok(child) => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
                     state.spares.push_back(Spare { slot, child });
@@ -144,7 +146,7 @@ impl Server {
             }
             let Some(slot) = state.ready.pop_front() else { break };
             let Some((id, files, limits)) = state.waiting.pop_front() else { break };
-            let (result, fds) = match self.start_child(zygote, &slot, b"fork") {
+            let (result, fds) = match self.start_child(zygote, &slot, "fork") {
                 Ok(Child { fds, socket }) => (self.give(zygote, slot, (files, socket), limits), fds),
                 Err(error) => {
                     let ids = Ids::Within(zygote, slot.pair);
@@ -182,8 +184,8 @@ impl Server {
         Ok(number)
     }
 
-    /// Has the zygote fork itself into `slot`.
-    fn start_child(&self, zygote: ZygoteId, slot: &Slot, message: &[u8]) -> Result<Child, String> {
+    /// Has the zygote fork itself into `slot`, as a `kind` of child that it tells apart.
+    fn start_child(&self, zygote: ZygoteId, slot: &Slot, kind: &str) -> Result<Child, String> {
         // Its own limits come with its function; until then it only waits.
         slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
         let entrance = slot.ground.group.entrance().map_err(text)?;
@@ -194,9 +196,33 @@ impl Server {
         let channel = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd());
         let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
         // Without waiting: a zygote that takes no more requests must not hold up all others.
-        sys::send(channel, message, &fds).call("sendmsg to the zygote").map_err(text)?;
+        let message = format!("{kind} {}", slot.ground.number);
+        sys::send(channel, message.as_bytes(), &fds).call("sendmsg to the zygote").map_err(text)?;
         let number = fstat(&theirs).call("fstat").map_err(text)?.st_ino;
         Ok(Child { fds: vec![socket, log], socket: number })
+    }
+
+    /// Takes note of what `zygote` tells of its children that ended. Kernels before 6.15 tell it nobody but the parent; and
+    /// since a zygote may be anybody's code, its word is news for people and nothing else.
+    pub(super) fn hear(&mut self, zygote: ZygoteId) {
+        let mut buffer = [0; 64];
+        loop {
+            let Some(channel) = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd()) else {
+                return;
+            };
+            let Ok((length @ 1.., _)) = sys::receive(channel, &mut buffer) else { return };
+            let Some((number, status)) = ended(&buffer[..length]) else { continue };
+            let exit = Some(Exit::from_status(status));
+            if let Some(instance) = self.instances.get_mut(&number).filter(|one| one.zygote == Some(zygote)) {
+                instance.exit = exit;
+            }
+            if let Some(Dying { ids: Ids::Within(parent, _), farewell: Some(farewell), .. }) =
+                self.dying.get_mut(&number)
+                && *parent == zygote
+            {
+                farewell.exit = exit;
+            }
+        }
     }
 
     /// Whoever waits for a slot is told why there is none, rather than being kept waiting.
@@ -214,5 +240,35 @@ impl Server {
             eprintln!("sock: launcher: zygote {zygote}: {error}");
         }
         Ok(())
+    }
+}
+
+/// Of `ended NUMBER STATUS`: the slot's number, and the status as wait(2) has it.
+fn ended(message: &[u8]) -> Option<(u64, i32)> {
+    let text = std::str::from_utf8(message).ok()?;
+    let (number, status) = text.strip_prefix("ended ")?.split_once(' ')?;
+    let status = status.parse().ok().filter(|status| (0..=0xffff).contains(status))?;
+    Some((number.parse().ok()?, status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ended;
+
+    #[test]
+    fn what_a_zygote_tells_is_understood_or_ignored() {
+        assert_eq!(ended(b"ended 17 768"), Some((17, 768)));
+        for odd in [
+            "",
+            "ended",
+            "ended 17",
+            "ended -1 0",
+            "ended 17 -1",
+            "ended 17 65536",
+            "ended 17 1 2",
+            "other 1 2",
+        ] {
+            assert_eq!(ended(odd.as_bytes()), None, "{odd}");
+        }
     }
 }
