@@ -3,6 +3,7 @@
 mod check;
 mod ci;
 mod demo;
+mod e2e;
 mod tasks;
 mod test;
 mod tools;
@@ -15,6 +16,8 @@ cargo xtask COMMAND
 
   demo [--keep]      set everything up, deploy and invoke the functions of tests/functions, check every answer
   test [FILTER…]     all tests that this machine can run
+  e2e [FILTER…]      the privileged tests, inside the test machine
+      [--smoke] [--kernel VERSION] [--repeat N] [--shell-on-failure]
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
   ci                 check and test
   vm COMMAND         the test machine: lock, build, run
@@ -29,6 +32,7 @@ fn main() -> Result<()> {
         "test" => test::run(&rest),
         "check" => check::run(),
         "ci" => ci::run(),
+        "e2e" => e2e::run(&rest),
         "vm" => vm::run(&rest),
         "advisories" => check::advisories(),
         "" | "help" | "--help" | "-h" => {

@@ -23,6 +23,11 @@ const PACKAGES: [Package; 4] = [
 const TEST_PACKAGES: [Package; 1] =
     [Package { name: "python3-venv", probe: ("/usr/bin/python3", &["-c", "import ensurepip"]) }];
 
+/// For the test machine: the mirror's resolver is there wherever Debian is; the checkout is listed by git.
+const MACHINE_PACKAGES: [Package; 1] = [Package { name: "git", probe: ("git", &["--version"]) }];
+
+const NEXTEST: &str = "cargo-nextest@0.9.143";
+
 /// What building and running takes.
 pub(crate) fn for_running() -> Result<()> {
     install(&PACKAGES)
@@ -32,6 +37,16 @@ pub(crate) fn for_running() -> Result<()> {
 pub(crate) fn for_tests() -> Result<()> {
     install(&PACKAGES)?;
     install(&TEST_PACKAGES)
+}
+
+/// What building and running the test machine takes; QEMU comes with the image.
+pub(crate) fn for_machine() -> Result<()> {
+    install(&PACKAGES)?;
+    install(&MACHINE_PACKAGES)?;
+    if has_nextest() {
+        return Ok(());
+    }
+    run(&cargo(), &["install", "--locked", "--quiet", NEXTEST])
 }
 
 fn install(packages: &[Package]) -> Result<()> {

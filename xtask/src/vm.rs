@@ -1,25 +1,27 @@
 //! `cargo xtask vm …`: the test machine, locked, built and run.
 
-mod accelerator;
+pub(crate) mod accelerator;
 mod apt;
-mod build;
+pub(crate) mod build;
 mod bytecode;
 mod deb;
 mod erofs;
 mod fetch;
-mod guest;
-mod image;
+pub(crate) mod guest;
+pub(crate) mod image;
 mod kernel;
 mod lock;
-mod machine;
-mod payload;
+pub(crate) mod machine;
+pub(crate) mod payload;
 mod recipe;
 mod run;
 mod tools;
-mod tree;
+pub(crate) mod tree;
 mod wheels;
 
 use anyhow::{Result, bail};
+
+pub(crate) use run::KERNEL;
 
 const HELP: &str = "\
 cargo xtask vm COMMAND

@@ -56,6 +56,7 @@ fn the_crate_graph() {
     sock-gateway -> sock-isolation sock-pkgcache sock-zygote
     sock-isolation ->
     sock-pkgcache ->
+    sock-vm-init ->
     sock-zygote -> sock-isolation
     workspace-tests ->
     xtask ->

@@ -10,12 +10,22 @@ use crate::tasks::cargo;
 
 pub(crate) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// A cargo command for the machine.
+/// Of `Cargo.toml`.
+const PROFILE: &str = "guest";
+
+/// A cargo command that builds for the machine.
 pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = metadata(arguments);
+    let profile = if arguments.first() == Some(&"nextest") { "--cargo-profile" } else { "--profile" };
+    command.args(["--target", TRIPLE, profile, PROFILE]);
+    command
+}
+
+/// One that builds nothing, and tells where it would.
+pub(crate) fn metadata(arguments: &[&str]) -> Command {
     let mut command = Command::new(cargo());
     command
         .args(arguments)
-        .args(["--target", TRIPLE])
         .current_dir(workspace())
         .env("CARGO_TARGET_DIR", directory())
         .env_remove("RUSTFLAGS")
@@ -28,12 +38,12 @@ pub(crate) fn directory() -> PathBuf {
     target().join("guest")
 }
 
-/// Builds; returns the directory that has those of each profile.
+/// Builds; returns the directory that has the result.
 pub(crate) fn build(arguments: &[&str]) -> Result<PathBuf> {
     eprintln!("+ cargo {} (static)", arguments.join(" "));
     let status = command(arguments).status().context("failed to start cargo")?;
     if !status.success() {
         bail!("cargo {} failed: {status}", arguments.join(" "));
     }
-    Ok(directory().join(TRIPLE))
+    Ok(directory().join(TRIPLE).join(PROFILE))
 }

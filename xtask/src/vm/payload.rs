@@ -41,10 +41,13 @@ pub(crate) fn make(built: &Built, manifest: &Manifest, tree: &Tree, out: &Path) 
     erofs::make(&all, out, built.epoch, (&built.tools, &[]), Effort::Quick)
 }
 
-/// The files of the checkout that git knows, as they are now, and the package index.
+/// The files of the checkout that git knows or would know, as they are now, and the package index.
 pub(crate) fn sources(built: &Built) -> Result<Tree> {
     let root = workspace();
-    let output = Command::new("git").args(["ls-files", "-z"]).current_dir(&root).output();
+    let output = Command::new("git")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .current_dir(&root)
+        .output();
     let output = output.context("failed to start git")?;
     if !output.status.success() {
         bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());

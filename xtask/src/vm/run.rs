@@ -1,7 +1,6 @@
 //! `cargo xtask vm run -- CMD` and `cargo xtask vm shell`: the machine for anything.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -106,19 +105,11 @@ fn start(built: &Built, options: &Options, manifest: &Manifest, how: (Screen, Ne
 
 /// The binary, static, where the machine's PATH finds it.
 fn add_sock(tree: &mut Tree) -> Result<()> {
-    let binary: PathBuf = guest::build(&["build", "--locked", "--package", "sock"])?.join("debug/sock");
+    let binary: PathBuf = guest::build(&["build", "--locked", "--package", "sock"])?.join("sock");
     tree.file(
         ".vm/bin/sock",
         0o755,
         std::fs::read(&binary).with_context(|| format!("failed to read {}", binary.display()))?,
     );
     Ok(())
-}
-
-/// A program that is looked for on PATH.
-pub(crate) fn which(program: &str) -> Option<PathBuf> {
-    let output = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().ok()?;
-    let path = String::from_utf8(output.stdout).ok()?;
-    let path = PathBuf::from(path.trim());
-    path.is_absolute().then_some(path)
 }

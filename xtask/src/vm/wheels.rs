@@ -1,6 +1,5 @@
 //! The machine's package index: a directory of wheels, resolved and fetched by pip as the machine's is configured.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -70,15 +69,6 @@ pub(crate) fn fetch(wheels: &[Wheel], python: &str, cache: &Cache) -> Result<()>
         pip(python, &[&arguments[..], &["--requirement", &list.to_string_lossy()]].concat())?;
         let file = directory.join(&wheel.file);
         cache.put(&file, &wheel.sha256).with_context(|| format!("pip did not fetch {}", wheel.file))?;
-    }
-    Ok(())
-}
-
-/// Fills `directory` with the wheels, by their names.
-pub(crate) fn lay_out(wheels: &[Wheel], cache: &Cache, directory: &Path) -> Result<()> {
-    std::fs::create_dir_all(directory)?;
-    for wheel in wheels {
-        std::fs::copy(cache.path(&wheel.sha256), directory.join(&wheel.file))?;
     }
     Ok(())
 }
