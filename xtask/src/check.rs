@@ -11,7 +11,10 @@ pub(crate) fn run() -> Result<()> {
     tools::for_running()?;
     let cargo = cargo();
     tasks::run(&cargo, &["fmt", "--all", "--check"])?;
-    tasks::run(&cargo, &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    tasks::run(
+        &cargo,
+        &["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"],
+    )?;
     // Each library by itself, so that none leans on a feature that only another one switches on.
     for library in LIBRARIES {
         tasks::run(&cargo, &["check", "--locked", "--package", library, "--lib", "--examples"])?;

@@ -17,6 +17,8 @@ use crate::vm::{KERNEL, accelerator, guest};
 
 /// Whose tests run there.
 const PACKAGES: [&str; 2] = ["sock-e2e", "sock-isolation"];
+/// With tests that need what only that machine is sure to have.
+const FEATURES: &str = "sock-e2e/machine";
 /// The smallest set that goes all the way through: a deploy with packages, starts of every kind, limits, a crash.
 const SMOKE: &str = "test(=inside::a_function_is_nobody_and_can_do_nothing) + test(=endings::memory_and_processes_are_limited) \
      + test(=crash::kill_9_and_a_new_start_leave_nothing_and_lose_nothing)";
@@ -60,7 +62,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
     tools::for_machine()?;
-    let built = build::build(&[])?;
+    let built = build::build_for_tests()?;
     let directory = target().join("e2e");
     fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
     let disk = directory.join("payload.erofs");
@@ -84,6 +86,7 @@ fn once(built: &Built, options: &Options, payload: &Path, directory: &Path) -> R
         network: Network::Restricted,
         screen: if options.shell_on_failure { Screen::Terminal } else { Screen::Output },
         timeout: TIMEOUT,
+        silence: machine::SILENCE,
         directory,
     };
     let began = Instant::now();
@@ -166,7 +169,7 @@ fn tree(built: &Built) -> Result<Tree> {
     }
     let directory = guest::build(&["build", "--locked", "--package", "sock"])?;
     let list = ["nextest", "list", "--locked", "--list-type=binaries-only", "--message-format=json"];
-    let binaries = output(guest::command(&[&list[..], &packages].concat()))?;
+    let binaries = output(guest::command(&[&list[..], &packages, &["--features", FEATURES]].concat()))?;
     let metadata = output(guest::metadata(&["metadata", "--locked", "--format-version=1"]))?;
     let mut tree = payload::sources(built)?;
     add(&mut tree, &directory.join("sock"), None)?;

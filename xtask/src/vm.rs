@@ -8,12 +8,14 @@ mod deb;
 mod erofs;
 mod fetch;
 pub(crate) mod guest;
+mod hashes;
 pub(crate) mod image;
 mod kernel;
 mod lock;
 pub(crate) mod machine;
 pub(crate) mod payload;
 mod recipe;
+mod reproduce;
 mod run;
 mod tools;
 pub(crate) mod tree;
@@ -28,6 +30,7 @@ cargo xtask vm COMMAND
 
   lock                       resolve vm/image.toml to vm/vm.lock with what the mirror has today
   build [--check]            build the image of vm/vm.lock; --check: twice, and compare with what is committed
+        [--record]           write the hashes that --check compares with
         [--mirror URL]       a mirror to ask before the machine's own
   run [--kernel V] -- CMD    one command in the machine; exits as the command does
   shell [--kernel V]         a root shell in it, at this terminal; port 7625 is the machine's";
@@ -38,6 +41,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match command {
         "lock" => lock::run(),
         "build" => build::run(rest),
+        "build-elsewhere" => reproduce::run_elsewhere(rest),
         "run" => run::run(rest),
         "shell" => run::shell(rest),
         _ => bail!("{HELP}"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::build::Built;
-use super::machine::{Accelerator, Machine, Network, Outcome, Screen};
+use super::machine::{self, Accelerator, Machine, Network, Outcome, Screen};
 use super::payload::{self, Manifest};
 use super::tree::Tree;
 
@@ -54,6 +54,7 @@ fn try_kvm(built: &Built, kernel: &str) -> Result<bool> {
         network: Network::Restricted,
         screen: Screen::Silent,
         timeout: TIMEOUT,
+        silence: machine::SILENCE,
         directory: work.path(),
     };
     Ok(machine.run()?.outcome == Outcome::Exited(0))

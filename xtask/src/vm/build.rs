@@ -7,7 +7,7 @@
 //! target/vm/tools-<key>/              programs that run here
 //! ```
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,12 +15,13 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::erofs::{self, Effort};
-use super::fetch::{Cache, Mirrors};
+use super::fetch::{Cache, Gone, Mirrors};
+use super::hashes::{self, Hashes};
 use super::image::{Image, target, workspace};
 use super::kernel::{self, Kernel};
 use super::lock::{self, Lock};
 use super::tools::Tools;
-use super::{bytecode, deb, recipe, wheels};
+use super::{bytecode, deb, recipe, reproduce, wheels};
 use crate::tasks::cargo;
 
 /// A built image, and what it takes to run it.
@@ -37,24 +38,47 @@ pub(crate) struct Built {
 pub(crate) struct Circumstances {
     /// Environment of the tools: a faked clock.
     pub(crate) faked: Vec<(String, String)>,
+    /// A program that cargo calls with the compiler's command.
+    pub(crate) compiler: Option<PathBuf>,
 }
 
 /// Builds what is not there yet.
 pub(crate) fn build(mirrors: &[String]) -> Result<Built> {
+    of_lock(&workspace().join("vm/vm.lock"), mirrors)
+}
+
+/// To test with. Where packages have left the mirror it is built of what the mirror has today, and that is told.
+pub(crate) fn build_for_tests() -> Result<Built> {
+    match build(&[]) {
+        Err(error) if error.downcast_ref::<Gone>().is_some() => {
+            let path = target().join("vm/vm.lock");
+            eprintln!("warning: {error}\nwarning: this run uses packages of today, {}", path.display());
+            lock::resolve(&Image::load()?)?.save(&path)?;
+            of_lock(&path, &[])
+        }
+        built => built,
+    }
+}
+
+fn of_lock(path: &Path, mirrors: &[String]) -> Result<Built> {
     let image = Image::load()?;
-    let lock = Lock::load(&workspace().join("vm/vm.lock"))?;
+    let lock = Lock::load(path)?;
     let cache = Cache::open()?;
     let base = target().join("vm");
     fs::create_dir_all(&base).with_context(|| format!("failed to create {}", base.display()))?;
+    // Tests that boot run side by side: one builds, the others find it. Let go of when it is closed.
+    let turn = File::create(base.join(".lock")).context("failed to create the build's lock")?;
+    turn.lock().context("failed to wait for another build")?;
     cache.fetch(lock.deb.iter(), &Mirrors::new(mirrors)?)?;
     wheels::fetch(&lock.wheel, &image.wheels.python, &cache)?;
     let tools = Tools::unpack(&lock, &cache, &base)?;
-    let directory = base.join(key()?);
+    let directory = base.join(key(path)?);
     if !directory.exists() {
-        let init = build_init(&target())?;
+        let init = build_init(&target(), None)?;
         let work = tempfile::Builder::new().prefix("image-").tempdir_in(&base)?;
         make(&image, &lock, (&cache, &tools, &init), work.path(), &Circumstances::default())?;
         fs::rename(work.keep(), &directory).context("failed to keep the image")?;
+        remove_others(&base, &directory)?;
     }
     Ok(Built { directory, tools, lock, epoch: image.epoch })
 }
@@ -81,7 +105,7 @@ pub(crate) fn make(
 }
 
 /// The init, static: the same bytes wherever it is built by the same compiler and C library.
-pub(crate) fn build_init(target: &Path) -> Result<PathBuf> {
+pub(crate) fn build_init(target: &Path, compiler: Option<&Path>) -> Result<PathBuf> {
     const TRIPLE: &str = "x86_64-unknown-linux-gnu";
     let registry = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
@@ -102,24 +126,34 @@ pub(crate) fn build_init(target: &Path) -> Result<PathBuf> {
         "--target",
         TRIPLE,
     ];
-    let status = Command::new(cargo())
-        .args(arguments)
-        .current_dir(workspace())
-        .env("CARGO_TARGET_DIR", target)
-        .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .status()
-        .context("failed to start cargo")?;
+    let mut command = Command::new(cargo());
+    command.args(arguments).current_dir(workspace()).env("CARGO_TARGET_DIR", target);
+    command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    if let Some(compiler) = compiler {
+        command.env("RUSTC_WRAPPER", compiler);
+    }
+    let status = command.status().context("failed to start cargo")?;
     if !status.success() {
         bail!("failed to build the init: {status}");
     }
     Ok(target.join(TRIPLE).join("init/sock-vm-init"))
 }
 
+/// Images of locks and recipes that were, which nothing finds again.
+fn remove_others(base: &Path, kept: &Path) -> Result<()> {
+    for entry in fs::read_dir(base)? {
+        let path = entry?.path();
+        if path != kept && path.join("root.erofs").exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("failed to remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// What the image depends on.
-fn key() -> Result<String> {
+fn key(lock: &Path) -> Result<String> {
     let root = workspace();
-    let mut files = vec![root.join("vm/image.toml"), root.join("vm/vm.lock"), root.join("Cargo.lock")];
+    let mut files = vec![root.join("vm/image.toml"), lock.to_owned(), root.join("Cargo.lock")];
     for directory in ["vm/init/src", "xtask/src/vm"] {
         for entry in fs::read_dir(root.join(directory))? {
             files.push(entry?.path());
@@ -138,22 +172,30 @@ fn key() -> Result<String> {
 
 /// `cargo xtask vm build`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let (mut check, mut mirrors) = (false, Vec::new());
+    let (mut check, mut record, mut mirrors) = (false, false, Vec::new());
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--check" => check = true,
+            "--record" => record = true,
             "--mirror" => mirrors.push(rest.next().context("--mirror takes a URL")?.clone()),
             other => bail!("cargo xtask vm build does not take {other}"),
         }
     }
     let built = build(&mirrors)?;
-    for entry in fs::read_dir(&built.directory)? {
-        let path = entry?.path();
-        println!("{}  {}", super::fetch::sha256(&path)?, path.display());
+    for (name, hash) in hashes::of(&built.directory)? {
+        println!("{hash}  {}", built.directory.join(name).display());
+    }
+    if record {
+        Hashes::of(&built.directory)?.save()?;
     }
     if check {
-        bail!("--check is not there yet");
+        reproduce::check(&built.tools)?;
+        let all = Hashes::committed()?.compare(&Hashes::of(&built.directory)?)?;
+        println!("two builds are the same, and the same as the committed one");
+        if !all {
+            println!("except for the initrds: vm/hashes.toml has those of another compiler or C library");
+        }
     }
     Ok(())
 }

@@ -169,13 +169,16 @@ impl Mirrors {
             Err(error) if bases.is_empty() => return Err(error),
             Err(_) => {}
         }
+        Self::of(bases, apt::proxy())
+    }
+
+    fn of(bases: Vec<String>, proxy: Option<String>) -> Result<Self> {
         let mut builder = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(std::time::Duration::from_secs(30)))
             .timeout_recv_response(Some(std::time::Duration::from_secs(60)));
-        if let Some(proxy) = apt::proxy() {
-            builder = builder.proxy(Some(ureq::Proxy::new(&proxy)?));
-        }
+        // Those that apt is configured for, and no others.
+        builder = builder.proxy(proxy.map(|proxy| ureq::Proxy::new(&proxy)).transpose()?);
         Ok(Self { bases, agent: builder.build().into() })
     }
 
@@ -209,3 +212,6 @@ impl Mirrors {
 fn encode(path: &str) -> String {
     path.replace('+', "%2B").replace('~', "%7E")
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,9 +77,11 @@ impl Image {
     }
 }
 
-/// The root of the checkout.
+/// The root of the checkout: cargo tells where it started this program from.
 pub(crate) fn workspace() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let package = std::env::var_os("CARGO_MANIFEST_DIR");
+    let path =
+        package.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(), PathBuf::from).join("..");
     path.canonicalize().unwrap_or(path)
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) screen: Screen,
     /// Until its end, from its start.
     pub(crate) timeout: Duration,
+    /// It tells every second that it lives; one that was not heard for this long hangs.
+    pub(crate) silence: Duration,
     /// Its console, its output and its results go here.
     pub(crate) directory: &'a Path,
 }
@@ -81,12 +83,14 @@ pub(crate) struct Ran {
     pub(crate) ready: Option<Duration>,
 }
 
-/// A machine that beats every second and was not heard for this long hangs. An emulated one on a busy host may be late.
-const SILENCE: Duration = Duration::from_secs(30);
+/// See [`Machine::silence`]: an emulated machine on a busy host may be late.
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// Until it stands.
 const BOOT: Duration = Duration::from_secs(120);
-/// Results that fit on the results' disk, bytes; the file is sparse.
+/// Results that fit on their disk, bytes; the file is sparse.
 const RESULTS: u64 = 1 << 30;
+/// A disk for tests that swap, bytes; sparse too.
+const SWAP: u64 = 2 << 30;
 
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on oops=panic";
 
@@ -94,7 +98,12 @@ impl Machine<'_> {
     /// Starts it and waits for its end.
     pub(crate) fn run(&self) -> Result<Ran> {
         fs::create_dir_all(self.directory)?;
-        File::create(self.directory.join("results.tar"))?.set_len(RESULTS)?;
+        for (name, bytes) in [("results.tar", RESULTS), ("swap", SWAP)] {
+            let path = self.directory.join(name);
+            File::create(&path)
+                .and_then(|file| file.set_len(bytes))
+                .with_context(|| format!("failed to create {}", path.display()))?;
+        }
         let (control, theirs) = UnixStream::pair()?;
         let (output, their_output) = UnixStream::pair()?;
         let began = Instant::now();
@@ -108,12 +117,13 @@ impl Machine<'_> {
                 }
             }
         });
-        let (ended, ready) = listen(&events, began, self.timeout);
+        let (ended, ready) = listen(&events, began, (self.timeout, self.silence));
         if ended.is_none() || matches!(ended, Some(Outcome::Hung | Outcome::TimedOut)) {
             // Nothing more will be heard of it: QEMU is gone, or has to go.
             let _ = qemu.kill();
         }
         let status = qemu.wait().context("failed to wait for QEMU")?;
+        fs::remove_file(self.directory.join("swap"))?;
         let _ = (listener.join(), printer.join());
         let outcome = ended.unwrap_or_else(|| self.why(status.code()));
         Ok(Ran { outcome, ready })
@@ -154,9 +164,13 @@ impl Machine<'_> {
         add(&["-kernel", &image(&format!("vmlinuz-{}", self.kernel))]);
         add(&["-initrd", &image(&format!("initrd-{}", self.kernel)), "-append", COMMAND_LINE]);
         let payload = self.payload.display().to_string();
-        let results = self.directory.join("results.tar").display().to_string();
-        let disks =
-            [("root", image("root.erofs"), "on"), ("payload", payload, "on"), ("results", results, "off")];
+        let ours = |name: &str| self.directory.join(name).display().to_string();
+        let disks = [
+            ("root", image("root.erofs"), "on"),
+            ("payload", payload, "on"),
+            ("results", ours("results.tar"), "off"),
+            ("swap", ours("swap"), "off"),
+        ];
         for (serial, file, read_only) in disks {
             let file = file.replace(',', ",,");
             add(&["-drive", &format!("if=none,id={serial},format=raw,readonly={read_only},file={file}")]);
@@ -226,13 +240,12 @@ fn judge(console: &str, qemu: &str, code: Option<i32>) -> Outcome {
 fn listen(
     events: &Receiver<String>,
     began: Instant,
-    timeout: Duration,
+    (timeout, silence): (Duration, Duration),
 ) -> (Option<Outcome>, Option<Duration>) {
     let (mut ready, mut exit) = (None, None);
     let mut heard = began;
     loop {
-        let silence = if ready.is_some() { SILENCE } else { BOOT };
-        let (silent, over) = (heard + silence, began + timeout);
+        let (silent, over) = (heard + if ready.is_some() { silence } else { BOOT }, began + timeout);
         match events.recv_timeout(silent.min(over).saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 heard = Instant::now();
@@ -264,12 +277,7 @@ impl Outcome {
             Self::Panicked(said) => {
                 format!("the machine panicked; its console, in {logs}, ends with:\n{said}")
             }
-            Self::Hung => {
-                format!(
-                    "the machine hangs: it has not told for {} s that it lives; logs are in {logs}",
-                    SILENCE.as_secs()
-                )
-            }
+            Self::Hung => format!("the machine hangs: it no longer tells that it lives; logs are in {logs}"),
             Self::NoResult(said) => {
                 format!("the machine ended without a result; logs are in {logs}:\n{said}")
             }
@@ -291,3 +299,6 @@ pub(crate) fn results(directory: &Path) -> Result<PathBuf> {
     fs::remove_file(directory.join("results.tar"))?;
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,8 +41,8 @@ pub(crate) fn make(built: &Built, manifest: &Manifest, tree: &Tree, out: &Path) 
     erofs::make(&all, out, built.epoch, (&built.tools, &[]), Effort::Quick)
 }
 
-/// The files of the checkout that git knows or would know, as they are now, and the package index.
-pub(crate) fn sources(built: &Built) -> Result<Tree> {
+/// The files of the checkout that git knows or would know, as they are now.
+pub(crate) fn checkout() -> Result<Tree> {
     let root = workspace();
     let output = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
@@ -59,6 +59,12 @@ pub(crate) fn sources(built: &Built) -> Result<Tree> {
             tree.file(name, mode(&path)?, fs::read(&path)?);
         }
     }
+    Ok(tree)
+}
+
+/// The checkout and the package index.
+pub(crate) fn sources(built: &Built) -> Result<Tree> {
+    let mut tree = checkout()?;
     let cache = Cache::open()?;
     for wheel in &built.lock.wheel {
         tree.file(&format!(".vm/wheels/{}", wheel.file), 0o644, cache.read(&wheel.sha256)?);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::build::{self, Built};
 use super::image::{target, workspace};
-use super::machine::{Machine, Network, Outcome, Screen};
+use super::machine::{self, Machine, Network, Outcome, Screen};
 use super::payload::{self, Manifest};
 use super::tree::Tree;
 use super::{accelerator, guest};
@@ -93,6 +93,7 @@ fn start(built: &Built, options: &Options, manifest: &Manifest, how: (Screen, Ne
         network,
         screen,
         timeout: options.timeout,
+        silence: machine::SILENCE,
         directory: &directory,
     };
     let ran = machine.run()?;

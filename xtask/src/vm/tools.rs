@@ -47,11 +47,20 @@ impl Tools {
         self.root.join(path)
     }
 
+    /// The words before a program's path with which it runs on the tools' libraries. ld.so(8)
+    pub(crate) fn loader(&self, options: &[String]) -> Vec<String> {
+        let libraries = LIBRARIES.map(|path| self.root.join(path).display().to_string());
+        let mut words = vec![self.root.join(LOADER).display().to_string()];
+        words.extend(["--library-path".to_owned(), libraries.join(":")]);
+        words.extend(options.iter().cloned());
+        words
+    }
+
     /// A command of a program of the tools', by its path in them.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.root.join(LOADER));
-        let libraries = LIBRARIES.map(|path| self.root.join(path).display().to_string());
-        command.args(["--library-path", &libraries.join(":")]).arg(self.root.join(program));
+        let loader = self.loader(&[]);
+        let mut command = Command::new(&loader[0]);
+        command.args(&loader[1..]).arg(self.root.join(program));
         // What this machine's user has set is nothing to them.
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
         command

@@ -9,6 +9,10 @@ mod cli;
 mod crash;
 mod endings;
 mod inside;
+#[cfg(feature = "machine")]
+mod limits;
+#[cfg(feature = "machine")]
+mod many;
 mod packages;
 mod server;
 mod starts;
