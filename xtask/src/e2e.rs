@@ -22,6 +22,8 @@ const FEATURES: &str = "sock-e2e/machine";
 /// The smallest set that goes all the way through: a deploy with packages, starts of every kind, limits, a crash.
 const SMOKE: &str = "test(=inside::a_function_is_nobody_and_can_do_nothing) + test(=endings::memory_and_processes_are_limited) \
      + test(=crash::kill_9_and_a_new_start_leave_nothing_and_lose_nothing)";
+/// Our exit code when everything worked but tests failed, as nextest's own is; any other trouble is 1.
+pub(crate) const TESTS_FAILED: i32 = 100;
 /// For all tests; under emulation they take a third of it.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
@@ -29,19 +31,26 @@ const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 struct Options {
     kernel: String,
     repeat: usize,
-    smoke: bool,
     shell_on_failure: bool,
+    /// What nextest is told about which tests to run.
     filters: Vec<String>,
 }
 
+/// See [`TESTS_FAILED`].
+#[derive(Debug)]
+pub(crate) struct TestsFailed(String);
+
+impl std::fmt::Display for TestsFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TestsFailed {}
+
 fn parse(arguments: &[String]) -> Result<Options> {
-    let mut options = Options {
-        kernel: KERNEL.to_owned(),
-        repeat: 1,
-        smoke: false,
-        shell_on_failure: false,
-        filters: Vec::new(),
-    };
+    let mut options =
+        Options { kernel: KERNEL.to_owned(), repeat: 1, shell_on_failure: false, filters: Vec::new() };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
@@ -50,7 +59,11 @@ fn parse(arguments: &[String]) -> Result<Options> {
                 let count = rest.next().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
                 options.repeat = count.context("--repeat takes a number")?;
             }
-            "--smoke" => options.smoke = true,
+            "--smoke" => options.filters.extend(["--filterset".to_owned(), SMOKE.to_owned()]),
+            "--filterset" | "-E" => {
+                let expression = rest.next().context("--filterset takes an expression of nextest's")?;
+                options.filters.extend(["--filterset".to_owned(), expression.clone()]);
+            }
             "--shell-on-failure" => options.shell_on_failure = true,
             flag if flag.starts_with('-') => bail!("cargo xtask e2e does not take {flag}"),
             filter => options.filters.push(filter.to_owned()),
@@ -108,6 +121,10 @@ fn once(built: &Built, options: &Options, payload: &Path, directory: &Path) -> R
         if code == 0 {
             return Ok(());
         }
+        if code == TESTS_FAILED {
+            let logs = directory.display();
+            return Err(TestsFailed(format!("tests failed in the machine; logs are in {logs}")).into());
+        }
     }
     bail!("{}", ran.outcome.describe(directory))
 }
@@ -128,9 +145,6 @@ fn manifest(options: &Options) -> Manifest {
         format!("--binaries-metadata={}", inside(".vm/binaries.json")),
         format!("--cargo-metadata={}", inside(".vm/cargo.json")),
     ];
-    if options.smoke {
-        command.extend(["--filterset".to_owned(), SMOKE.to_owned()]);
-    }
     command.extend(options.filters.iter().cloned());
     if options.shell_on_failure {
         let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();

@@ -4,10 +4,13 @@ mod check;
 mod ci;
 mod demo;
 mod e2e;
+mod mutants;
 mod tasks;
 mod test;
 mod tools;
 mod vm;
+
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
@@ -15,15 +18,22 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   demo [--keep]      set everything up, deploy and invoke the functions of tests/functions, check every answer
-  test [FILTER…]     all tests that this machine can run
-  e2e [FILTER…]      the privileged tests, inside the test machine
-      [--smoke] [--kernel VERSION] [--repeat N] [--shell-on-failure]
+  test [FILTER…]     all tests: on this machine, then in the test machine
+  e2e [FILTER…]      the privileged tests, in the test machine
+      [--smoke] [--filterset EXPR] [--kernel VERSION] [--repeat N] [--shell-on-failure]
+  mutants [NAME…]    break the system in one place after another; the tests have to notice
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
-  ci                 check and test
-  vm COMMAND         the test machine: lock, build, run
+  ci                 check, vm build --check, and test on both kernels
+  vm COMMAND         the test machine: lock, build, run, shell
   advisories         known vulnerabilities of dependencies (asks the network)";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    eprintln!("Error: {error:#}");
+    if error.is::<e2e::TestsFailed>() { ExitCode::from(e2e::TESTS_FAILED as u8) } else { ExitCode::FAILURE }
+}
+
+fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let command = arguments.next().unwrap_or_default();
     let rest: Vec<String> = arguments.collect();
@@ -33,6 +43,7 @@ fn main() -> Result<()> {
         "check" => check::run(),
         "ci" => ci::run(),
         "e2e" => e2e::run(&rest),
+        "mutants" => mutants::run(&rest),
         "vm" => vm::run(&rest),
         "advisories" => check::advisories(),
         "" | "help" | "--help" | "-h" => {

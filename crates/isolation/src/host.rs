@@ -209,8 +209,7 @@ impl Host {
             let directory = nix::fcntl::open(&empty, flags, nix::sys::stat::Mode::empty());
             layers.push(directory.call_on("open", &empty)?);
         }
-        let tree = overlay(&layers).call_on("mount overlay", path)?;
-        sys::attach_mount(tree.as_fd(), path).call_on("move_mount", path)
+        overlay(&layers, path)
     }
 
     /// Kills what is left of a container and takes its ground away; `false` while a process is still in its cgroup.
@@ -242,26 +241,77 @@ fn ignore(error: SyscallError, errno: Errno) -> SysResult<()> {
     if error.errno == errno { Ok(()) } else { Err(error) }
 }
 
-/// Layers go in one by one where the kernel can take them so (6.8), else as one option, which holds about 60 of them.
-fn overlay(layers: &[OwnedFd]) -> Result<OwnedFd, Errno> {
+/// Mounts `layers` at `path`: one by one where the kernel takes them so (Linux 6.8), else all at once.
+fn overlay(layers: &[OwnedFd], path: &Path) -> SysResult<()> {
     let name = |layer: &OwnedFd| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(layer));
-    let c_string = |text: String| std::ffi::CString::new(text).map_err(|_| Errno::EINVAL);
-    let filesystem = sys::Filesystem::open(c"overlay")?;
-    let mut one_by_one = true;
-    for layer in layers {
-        match filesystem.set(c"lowerdir+", &c_string(name(layer))?) {
-            Err(Errno::EINVAL) => {
-                one_by_one = false;
-                break;
-            }
-            set => set?,
+    let names: Vec<String> = layers.iter().map(name).collect();
+    match one_by_one(&names) {
+        // Kernels before 6.5 take any option, and find out when the whole is made.
+        Err(Errno::EINVAL) => at_once(&names, path),
+        tree => {
+            let tree = tree.call_on("mount overlay", path)?;
+            sys::attach_mount(tree.as_fd(), path).call_on("move_mount", path)
         }
     }
-    if one_by_one {
-        return filesystem.mount(libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV);
-    }
+}
+
+fn one_by_one(layers: &[String]) -> Result<OwnedFd, Errno> {
     let filesystem = sys::Filesystem::open(c"overlay")?;
-    let names: Vec<String> = layers.iter().map(name).collect();
-    filesystem.set(c"lowerdir", &c_string(names.join(":"))?)?;
+    for layer in layers {
+        let layer = std::ffi::CString::new(layer.as_str()).map_err(|_| Errno::EINVAL)?;
+        filesystem.set(c"lowerdir+", &layer)?;
+    }
     filesystem.mount(libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV)
+}
+
+/// All layers as one option, which has to fit the page that mount(2) copies: about 200 of them.
+fn at_once(layers: &[String], path: &Path) -> SysResult<()> {
+    const PAGE: usize = 4096;
+    let option = format!("lowerdir={}", layers.join(":"));
+    if option.len() >= PAGE {
+        return Err(Errno::E2BIG)
+            .call_on("mount overlay (before Linux 6.8, of about 200 packages at most)", path);
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("overlay"), path, Some("overlay"), flags, Some(option.as_str())).call_on("mount overlay", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an overlay of `count` layers, mounted by `how`, shows. In a mount namespace of its own, which is the thread's.
+    fn shows(count: usize, how: fn(&[String], &Path) -> SysResult<()>) -> SysResult<usize> {
+        let shown = std::thread::spawn(move || {
+            let directory = tempfile::tempdir().unwrap();
+            let none: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            let names = (0..count).map(|number| {
+                let layer = directory.path().join(number.to_string());
+                fs::create_dir(&layer).unwrap();
+                fs::write(layer.join(format!("of-{number}")), "").unwrap();
+                layer
+            });
+            let layers: Vec<fs::File> = names.map(|layer| fs::File::open(layer).unwrap()).collect();
+            let name = |layer: &fs::File| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(layer));
+            let at = directory.path().join("at");
+            fs::create_dir(&at).unwrap();
+            let mounted = how(&layers.iter().map(name).collect::<Vec<_>>(), &at);
+            let shown = mounted.map(|()| fs::read_dir(&at).unwrap().count());
+            // The thread's namespace goes with it; the directory itself is removed by its owner.
+            drop(layers);
+            umount2(directory.path(), MntFlags::MNT_DETACH).unwrap();
+            shown
+        });
+        shown.join().unwrap()
+    }
+
+    #[test]
+    fn a_view_of_many_layers_on_a_kernel_that_takes_them_at_once() {
+        assert_eq!(shows(200, at_once), Ok(200));
+        let error = shows(400, at_once).unwrap_err();
+        assert!(error.to_string().contains("about 200 packages at most"), "{error}");
+    }
 }

@@ -11,5 +11,8 @@ calls = 0
 def handler(event, context):
     global calls
     calls += 1
-    time.sleep(event.get("sleep", 0))
-    return {"instance": INSTANCE, "calls": calls, "pid": os.getpid()}
+    if "sleep" in event:
+        open("/tmp/working", "w").close()
+        time.sleep(event["sleep"])
+    pids = os.readlink("/proc/self/ns/pid")
+    return {"instance": INSTANCE, "calls": calls, "pid": os.getpid(), "pids": pids}

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::image::{target, workspace};
+use super::image::workspace;
 use crate::tasks::cargo;
 
 pub(crate) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -33,9 +33,9 @@ pub(crate) fn metadata(arguments: &[&str]) -> Command {
     command
 }
 
-/// Where they are built.
-pub(crate) fn directory() -> PathBuf {
-    target().join("guest")
+/// Where they are built: in the workspace, since the machine has them at the path that they have here.
+fn directory() -> PathBuf {
+    workspace().join("target/guest")
 }
 
 /// Builds; returns the directory that has the result.

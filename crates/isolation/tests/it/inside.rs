@@ -168,7 +168,8 @@ except OSError as e:
 
 fn mounts() -> Result<(), Failed> {
     let code = r"
-for line in open('/proc/self/mountinfo'):
+# Kernels before 6.8 list mounts in another order.
+for line in sorted(open('/proc/self/mountinfo'), key=lambda line: line.split()[4]):
     fields, _, system = line.partition(' - ')
     fields = fields.split()
     slave = 'slave' if any(f.startswith('master') for f in fields) else ''

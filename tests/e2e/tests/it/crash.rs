@@ -1,6 +1,6 @@
 //! Death of the server, whole or in part: functions stay, containers do not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -86,30 +86,151 @@ fn a_stop_leaves_nothing() {
     assert_eq!(mounts(data.path()), 0);
 }
 
-/// Kills the one process of the server that `wanted` picks, and waits until the server answers as before.
-fn kill_one(wanted: impl Fn(&Server, &Process) -> bool) {
+/// What a server has of the machine: after a death as much as before it, or something is left.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    processes: usize,
+    /// Of all mount namespaces that its processes are in.
+    mounts: usize,
+    groups: usize,
+    networks: usize,
+    /// Open files of the supervisor, the gateway and the launcher.
+    descriptors: Vec<usize>,
+    /// Beneath its data directory.
+    files: usize,
+}
+
+impl Holdings {
+    fn of(server: &Server, data: &Path) -> Self {
+        let processes = server.processes();
+        let networks: BTreeSet<_> = processes.iter().filter_map(|process| process.namespace("net")).collect();
+        let tables: BTreeMap<_, _> = processes
+            .iter()
+            .filter_map(|process| {
+                let table = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid)).ok()?;
+                Some((process.namespace("mnt")?, table.lines().count()))
+            })
+            .collect();
+        let ours = |process: &&Process| process.pid == server.child.id() || process.is_child_of(server);
+        let count = |process: &Process| {
+            fs::read_dir(format!("/proc/{}/fd", process.pid)).map_or(0, std::iter::Iterator::count)
+        };
+        let mut descriptors: Vec<usize> = processes.iter().filter(ours).map(count).collect();
+        descriptors.sort_unstable();
+        Self {
+            processes: processes.len(),
+            mounts: tables.values().sum(),
+            groups: processes.iter().map(group_of).collect::<BTreeSet<_>>().len(),
+            networks: networks.len(),
+            descriptors,
+            files: files(data),
+        }
+    }
+
+    /// Once it no longer changes: slots and spares are made ahead.
+    fn settled(server: &Server, data: &Path) -> Self {
+        let mut last = Vec::new();
+        let settled = server.wait_until(
+            || {
+                last.push(Self::of(server, data));
+                last[last.len().saturating_sub(10)..].iter().filter(|one| Some(*one) == last.last()).count()
+            },
+            |same| *same == 10,
+        );
+        assert_eq!(settled, 10);
+        last.pop().unwrap()
+    }
+}
+
+/// Files and directories beneath a directory.
+fn files(directory: &Path) -> usize {
+    let entries: Vec<_> = fs::read_dir(directory).map(|all| all.flatten().collect()).unwrap_or_default();
+    let inside = |entry: &fs::DirEntry| {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) { files(&entry.path()) } else { 0 }
+    };
+    entries.iter().map(|entry| 1 + inside(entry)).sum()
+}
+
+/// Kills the processes of a server that `wanted` picks; `noticed` waits for the server to know. Then every function
+/// answers, and the server has what it had.
+fn survives(wanted: impl Fn(&Server, &Process) -> bool, count: usize, noticed: impl Fn(&Server)) {
     let data = tempfile::tempdir().unwrap();
     let server = with_instances(data.path());
+    let before = Holdings::settled(&server, data.path());
     let all = server.processes();
     let victims: Vec<&Process> = all.iter().filter(|process| wanted(&server, process)).collect();
-    let [victim] = victims[..] else { panic!("{victims:?} of {all:?}") };
-    // A grandchild of ours that nothing else waits for before it is dead: the number is its own.
-    let killed = std::process::Command::new("/bin/kill").args(["-KILL", &victim.pid.to_string()]).status();
-    assert!(killed.unwrap().success());
-    server.wait_for("starting both again");
-    // The listening socket stays with the supervisor: a request waits in it rather than fail.
+    assert_eq!(victims.len(), count, "{victims:?} of {all:?}");
+    victims.iter().for_each(|victim| victim.kill());
+    noticed(&server);
+    server.wait_until(processes, |alive| victims.iter().all(|victim| !alive.contains(victim)));
     assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
-    let new = server.processes();
-    assert!(all.iter().filter(|p| p.pid != server.child.id()).all(|process| !new.contains(process)));
+    assert_eq!(server.run("where", &json!({})).status, 200);
+    server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
     assert!(server.stop());
+}
+
+/// The listening socket stays with the supervisor: a request waits in it rather than fail.
+fn both_start_again(server: &Server) {
+    server.wait_for("starting both again");
 }
 
 #[test]
 fn the_gateways_death_is_survived() {
-    kill_one(|server, process| process.uid != 0 && process.is_child_of(server));
+    survives(|server, process| process.uid != 0 && process.is_child_of(server), 1, both_start_again);
 }
 
 #[test]
 fn the_launchers_death_is_survived() {
-    kill_one(|server, process| process.uid == 0 && process.is_child_of(server));
+    survives(|server, process| process.uid == 0 && process.is_child_of(server), 1, both_start_again);
+}
+
+/// Nobody but a zygote has capabilities without being root.
+fn is_zygote(process: &Process) -> bool {
+    process.uid != 0 && process.status("CapEff") != "0000000000000000"
+}
+
+#[test]
+fn a_zygotes_death_is_survived() {
+    // The one without packages, and that of `where`, which imports more.
+    survives(
+        |_, process| is_zygote(process),
+        2,
+        |server| {
+            server.wait_for("zygote ended");
+            server.wait_for("zygote ended");
+        },
+    );
+}
+
+/// Whether it is the process that answered so.
+fn is_instance(process: &Process, body: &serde_json::Value) -> bool {
+    process.namespace("pid").is_some_and(|link| link.to_str() == body["pids"].as_str())
+        && process.status("NSpid").split_whitespace().last() == Some(body["pid"].to_string().as_str())
+}
+
+#[test]
+fn an_idle_instances_death_is_survived() {
+    survives(|server, process| is_instance(process, &server.run("where", &json!({})).body), 1, |_| {});
+}
+
+#[test]
+fn a_busy_instances_death_is_told_and_survived() {
+    let data = tempfile::tempdir().unwrap();
+    let server = with_instances(data.path());
+    let before = Holdings::settled(&server, data.path());
+    let body = server.run("where", &json!({})).body;
+    let processes = server.processes();
+    let victim = processes.iter().find(|process| is_instance(process, &body)).unwrap();
+    let working = format!("/proc/{}/root/tmp/working", victim.pid);
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| server.run("where", &json!({"sleep": 50})));
+        server.wait_until(|| Path::new(&working).exists(), |exists| *exists);
+        victim.kill();
+        let answer = busy.join().unwrap();
+        assert_eq!(answer.status, 502, "{answer:?}");
+        assert_eq!(answer.body["errorType"], "Runtime.ExitError", "{answer:?}");
+    });
+    assert_eq!(server.run("where", &json!({})).status, 200);
+    server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
+    assert!(server.stop());
 }

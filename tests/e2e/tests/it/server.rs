@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -90,6 +90,24 @@ impl Server {
     pub(crate) fn wait_for(&self, text: &str) {
         let said = self.said.lock().unwrap();
         while !said.recv_timeout(Duration::from_secs(30)).unwrap().contains(text) {}
+    }
+
+    /// Looks again and again, as it says something and ten times a second, until `state` is what was hoped for.
+    pub(crate) fn wait_until<T: std::fmt::Debug>(
+        &self,
+        mut state: impl FnMut() -> T,
+        hoped: impl Fn(&T) -> bool,
+    ) -> T {
+        let said = self.said.lock().unwrap();
+        let began = Instant::now();
+        loop {
+            let now = state();
+            if hoped(&now) {
+                return now;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "for 30 s: {now:?}");
+            let _ = said.recv_timeout(Duration::from_millis(100));
+        }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -203,6 +221,24 @@ fn process(pid: u32) -> Option<Process> {
 }
 
 impl Process {
+    /// kill -9 of a process that has not ended yet, so that its number is its own.
+    pub(crate) fn kill(&self) {
+        let killed = Command::new("/bin/kill").args(["-KILL", &self.pid.to_string()]).status();
+        assert!(killed.unwrap().success());
+    }
+
+    /// A line of its status. proc_pid_status(5)
+    pub(crate) fn status(&self, field: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":"));
+        line.unwrap_or_default().trim().to_owned()
+    }
+
+    /// One of its namespaces; nothing once it has ended.
+    pub(crate) fn namespace(&self, kind: &str) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/ns/{kind}", self.pid)).ok()
+    }
+
     pub(crate) fn is_child_of(&self, server: &Server) -> bool {
         self.parent == server.child.id()
     }
