@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -29,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Debug)]
 struct Options {
-    kernel: String,
+    kernels: Vec<String>,
     repeat: usize,
     shell_on_failure: bool,
     /// What nextest is told about which tests to run.
@@ -50,11 +50,11 @@ impl std::error::Error for TestsFailed {}
 
 fn parse(arguments: &[String]) -> Result<Options> {
     let mut options =
-        Options { kernel: KERNEL.to_owned(), repeat: 1, shell_on_failure: false, filters: Vec::new() };
+        Options { kernels: Vec::new(), repeat: 1, shell_on_failure: false, filters: Vec::new() };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
-            "--kernel" => options.kernel.clone_from(rest.next().context("--kernel takes a version")?),
+            "--kernel" => options.kernels.push(rest.next().context("--kernel takes a version")?.clone()),
             "--repeat" => {
                 let count = rest.next().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
                 options.repeat = count.context("--repeat takes a number")?;
@@ -69,31 +69,37 @@ fn parse(arguments: &[String]) -> Result<Options> {
             filter => options.filters.push(filter.to_owned()),
         }
     }
+    if options.kernels.is_empty() {
+        options.kernels.push(KERNEL.to_owned());
+    }
     Ok(options)
 }
 
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
-    tools::for_machine()?;
+    tools::for_tests_in_machine()?;
     let built = build::build_for_tests()?;
-    let directory = target().join("e2e");
-    fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
-    let disk = directory.join("payload.erofs");
-    payload::make(&built, &manifest(&options), &tree(&built)?, &disk)?;
+    options.kernels.iter().try_for_each(|kernel| built.require(kernel))?;
+    let base = target().join("e2e");
+    fs::create_dir_all(&base).with_context(|| format!("failed to create {}", base.display()))?;
+    let payload = base.join("payload.erofs");
+    payload::make(&built, &manifest(&options), &tree(&built)?, &payload)?;
     for number in 1..=options.repeat {
-        if options.repeat > 1 {
-            println!("run {number} of {}", options.repeat);
+        for kernel in &options.kernels {
+            if options.repeat > 1 {
+                println!("run {number} of {}", options.repeat);
+            }
+            once(&built, kernel, &options, (&payload, &base.join(kernel)))?;
         }
-        once(&built, &options, &disk, &directory)?;
     }
     Ok(())
 }
 
-fn once(built: &Built, options: &Options, payload: &Path, directory: &Path) -> Result<()> {
-    let accelerator = accelerator::choose(built, &options.kernel)?;
+fn once(built: &Built, kernel: &str, options: &Options, (payload, directory): (&Path, &Path)) -> Result<()> {
+    let accelerator = accelerator::choose(built, kernel)?;
     let machine = Machine {
         built,
-        kernel: &options.kernel,
+        kernel,
         payload,
         accelerator,
         network: Network::Restricted,
@@ -102,22 +108,15 @@ fn once(built: &Built, options: &Options, payload: &Path, directory: &Path) -> R
         silence: machine::SILENCE,
         directory,
     };
-    let began = Instant::now();
-    let ran = machine.run()?;
-    let ready = ran.ready.map_or(f64::NAN, |ready| ready.as_secs_f64());
-    println!(
-        "kernel {}, {accelerator:?}: ready after {ready:.1} s, ended after {:.1} s",
-        options.kernel,
-        began.elapsed().as_secs_f64()
-    );
-    if let Outcome::Exited(code) = ran.outcome {
+    println!("kernel {kernel}, {accelerator:?}; JUnit and logs: {}", directory.display());
+    let outcome = machine.run()?;
+    if let Outcome::Exited(code) = outcome {
         let results = machine::results(directory)?;
         let junit = results.join("junit.xml");
         // Without a report nobody can say that a test ran, whatever the exit code.
         if !junit.is_file() {
             bail!("the machine left no {}; its output is in {}", junit.display(), directory.display());
         }
-        println!("{}", junit.display());
         if code == 0 {
             return Ok(());
         }
@@ -126,7 +125,7 @@ fn once(built: &Built, options: &Options, payload: &Path, directory: &Path) -> R
             return Err(TestsFailed(format!("tests failed in the machine; logs are in {logs}")).into());
         }
     }
-    bail!("{}", ran.outcome.describe(directory))
+    bail!("{}", outcome.describe(directory))
 }
 
 fn manifest(options: &Options) -> Manifest {

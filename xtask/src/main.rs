@@ -18,9 +18,9 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   demo [--keep]      set everything up, deploy and invoke the functions of tests/functions, check every answer
-  test [FILTER…]     all tests: on this machine, then in the test machine
+  test [FILTER…]     all tests: on this machine, then in the test machine (--host: only here)
   e2e [FILTER…]      the privileged tests, in the test machine
-      [--smoke] [--filterset EXPR] [--kernel VERSION] [--repeat N] [--shell-on-failure]
+      [--smoke] [--filterset EXPR] [--kernel VERSION]… [--repeat N] [--shell-on-failure]
   mutants [NAME…]    break the system in one place after another; the tests have to notice
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
   ci                 check, vm build --check, and test on both kernels

@@ -60,7 +60,7 @@ enum Verdict {
 
 pub(crate) fn run(names: &[String]) -> Result<()> {
     tools::for_tests()?;
-    tools::for_machine()?;
+    tools::for_tests_in_machine()?;
     let mutants = chosen(load(&workspace().join("tests/mutants"))?, names)?;
     let checkout = Checkout::make(target().join("mutants"))?;
     println!("without a mutant, all {} have to pass", count(&mutants, "test"));

@@ -1,9 +1,10 @@
-//! `cargo xtask test`: all tests that this machine can run. They need root, since there is no mock of the kernel.
+//! `cargo xtask test`: all tests, first on this machine, then the privileged ones in the test machine. Those here need root,
+//! since there is no mock of the kernel.
 
 use anyhow::{Result, bail};
 
 use crate::tasks::{self, cargo};
-use crate::tools;
+use crate::{e2e, tools};
 
 /// What each library's README shows has to run, to its end.
 const EXAMPLES: [&[&str]; 4] = [
@@ -13,11 +14,23 @@ const EXAMPLES: [&[&str]; 4] = [
     &["sock-gateway", "--example", "echo_server"],
 ];
 
-pub(crate) fn run(filters: &[String]) -> Result<()> {
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let (flags, filters): (Vec<String>, Vec<String>) =
+        arguments.iter().cloned().partition(|argument| argument.starts_with('-'));
+    if let Some(other) = flags.iter().find(|flag| *flag != "--host") {
+        bail!("cargo xtask test does not take {other}; for one of nextest's, call cargo nextest run");
+    }
+    on_host(&filters)?;
+    if flags.is_empty() { e2e::run(&filters) } else { Ok(()) }
+}
+
+/// Those of them that run here.
+pub(crate) fn on_host(filters: &[String]) -> Result<()> {
     tools::for_tests()?;
     if !nix::unistd::geteuid().is_root() {
         bail!(
-            "the tests make containers and need root for that: sudo -E env PATH=\"$PATH\" cargo xtask test"
+            "the tests make containers and need root for that: sudo -E env PATH=\"$PATH\" cargo xtask test\n\
+             as you are, cargo xtask e2e runs those that need root in a machine of their own"
         );
     }
     let cargo = cargo();

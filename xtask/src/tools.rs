@@ -42,7 +42,12 @@ pub(crate) fn for_tests() -> Result<()> {
 /// What building and running the test machine takes; QEMU comes with the image.
 pub(crate) fn for_machine() -> Result<()> {
     install(&PACKAGES)?;
-    install(&MACHINE_PACKAGES)?;
+    install(&MACHINE_PACKAGES)
+}
+
+/// What the tests in it take besides.
+pub(crate) fn for_tests_in_machine() -> Result<()> {
+    for_machine()?;
     if has_nextest() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ pub(crate) mod build;
 mod bytecode;
 mod deb;
 mod erofs;
-mod fetch;
+pub(crate) mod fetch;
 pub(crate) mod guest;
 mod hashes;
 pub(crate) mod image;
@@ -38,6 +38,9 @@ cargo xtask vm COMMAND
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let (command, rest) =
         arguments.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    if ["lock", "build", "run", "shell"].contains(&command) {
+        crate::tools::for_machine()?;
+    }
     match command {
         "lock" => lock::run(),
         "build" => build::run(rest),

@@ -6,9 +6,10 @@
 //! to be had: membership is how its processes are found, and `cgroup.kill` how they all end at once.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -90,6 +91,8 @@ impl Hierarchy {
             return Err(error).call_on("mkdir", &root);
         }
         let mut removed = 0;
+        // All at once, so that they end side by side.
+        Group { path: root.clone() }.kill()?;
         for entry in fs::read_dir(&root).call_on("open", &root)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 Group { path: entry.path() }.destroy()?;
@@ -238,29 +241,36 @@ impl Group {
         }
     }
 
-    /// Kills what is in it and below it, waits until that is gone, and removes it: for a group that a crash left.
+    /// Kills what is in it and below it (`cgroup.kill` reaches both), waits until that is gone, and removes it: for a group that a crash left.
     pub fn destroy(&self) -> SysResult<()> {
-        // Ten seconds: longer than any process needs that is not stuck in the kernel.
-        const ROUNDS: usize = 1000;
+        // Hundreds of containers that end together take a second or two; a process that takes longer is stuck in the kernel.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        self.kill()?;
         for entry in fs::read_dir(&self.path).call_on("open", &self.path)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 Group { path: entry.path() }.destroy()?;
             }
         }
-        self.kill()?;
-        for _ in 0..ROUNDS {
-            if self.try_remove()? {
-                return Ok(());
+        let began = Instant::now();
+        while !self.try_remove()? {
+            if began.elapsed() > PATIENCE {
+                return Err(SyscallError {
+                    call: "rmdir",
+                    path: Some(self.path.clone()),
+                    errno: Errno::EBUSY,
+                });
             }
             self.wait_for_change()?;
         }
-        Err(SyscallError { call: "rmdir", path: Some(self.path.clone()), errno: Errno::EBUSY })
+        Ok(())
     }
 
     /// Waits for the kernel's word that `cgroup.events` changed, at most 10 ms: it holds that word back about as long.
     pub(crate) fn wait_for_change(&self) -> SysResult<()> {
         let path = self.path.join("cgroup.events");
-        let events = File::open(&path).call_on("open", &path)?;
+        let mut events = File::open(&path).call_on("open", &path)?;
+        // A change is one that was not read yet: to a file that nobody has read, poll(2) returns at once.
+        events.read_to_string(&mut String::new()).call_on("read", &path)?;
         let mut wanted = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
         poll(&mut wanted, PollTimeout::from(10u8)).map(drop).call("poll")
     }
@@ -286,5 +296,15 @@ mod tests {
     #[test]
     fn a_read_only_mount_is_none() {
         assert_eq!(mount_point("41 31 0:38 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw\n"), None);
+    }
+
+    #[test]
+    fn what_has_not_changed_is_waited_for() {
+        let (hierarchy, _) = Hierarchy::open(&find().unwrap(), "sock-test-waiting").unwrap();
+        let group = hierarchy.create("1").unwrap();
+        let began = Instant::now();
+        group.wait_for_change().unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(9), "{:?}", began.elapsed());
+        hierarchy.remove_all().unwrap();
     }
 }

@@ -57,5 +57,5 @@ fn try_kvm(built: &Built, kernel: &str) -> Result<bool> {
         silence: machine::SILENCE,
         directory: work.path(),
     };
-    Ok(machine.run()?.outcome == Outcome::Exited(0))
+    Ok(machine.run()? == Outcome::Exited(0))
 }

@@ -33,6 +33,17 @@ pub(crate) struct Built {
     pub(crate) epoch: u64,
 }
 
+impl Built {
+    /// Fails unless it has that kernel.
+    pub(crate) fn require(&self, kernel: &str) -> Result<()> {
+        if self.directory.join(format!("vmlinuz-{kernel}")).is_file() {
+            return Ok(());
+        }
+        let known: Vec<String> = Image::load()?.kernels.into_keys().collect();
+        bail!("there is no kernel {kernel}: vm/image.toml has {}", known.join(" and "))
+    }
+}
+
 /// How a build is told to be different from another, to see that its result is not.
 #[derive(Debug, Default)]
 pub(crate) struct Circumstances {

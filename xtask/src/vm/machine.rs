@@ -75,14 +75,6 @@ pub(crate) enum Outcome {
     TimedOut,
 }
 
-/// A run that has ended.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) outcome: Outcome,
-    /// From QEMU's start until its system stood.
-    pub(crate) ready: Option<Duration>,
-}
-
 /// See [`Machine::silence`]: an emulated machine on a busy host may be late.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// Until it stands.
@@ -96,7 +88,7 @@ const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=o
 
 impl Machine<'_> {
     /// Starts it and waits for its end.
-    pub(crate) fn run(&self) -> Result<Ran> {
+    pub(crate) fn run(&self) -> Result<Outcome> {
         fs::create_dir_all(self.directory)?;
         for (name, bytes) in [("results.tar", RESULTS), ("swap", SWAP)] {
             let path = self.directory.join(name);
@@ -117,7 +109,12 @@ impl Machine<'_> {
                 }
             }
         });
-        let (ended, ready) = listen(&events, began, (self.timeout, self.silence));
+        let stands = |after: Duration| {
+            if self.screen == Screen::Output {
+                println!("ready after {:.1} s", after.as_secs_f64());
+            }
+        };
+        let ended = listen(&events, began, (self.timeout, self.silence), stands);
         if ended.is_none() || matches!(ended, Some(Outcome::Hung | Outcome::TimedOut)) {
             // Nothing more will be heard of it: QEMU is gone, or has to go.
             let _ = qemu.kill();
@@ -125,8 +122,7 @@ impl Machine<'_> {
         let status = qemu.wait().context("failed to wait for QEMU")?;
         fs::remove_file(self.directory.join("swap"))?;
         let _ = (listener.join(), printer.join());
-        let outcome = ended.unwrap_or_else(|| self.why(status.code()));
-        Ok(Ran { outcome, ready })
+        Ok(ended.unwrap_or_else(|| self.why(status.code())))
     }
 
     /// The command, and descriptors that it inherits.
@@ -236,31 +232,34 @@ fn judge(console: &str, qemu: &str, code: Option<i32>) -> Outcome {
     Outcome::NoResult(format!("QEMU: {code:?} {}\nconsole: {}", qemu.trim(), last(console, 10)))
 }
 
-/// Follows the events until the end. Nothing: the machine ended without telling how.
+/// Follows the events until the end; `stands` is told when the system stood, from QEMU's start. Nothing: the machine
+/// ended without telling how.
 fn listen(
     events: &Receiver<String>,
     began: Instant,
     (timeout, silence): (Duration, Duration),
-) -> (Option<Outcome>, Option<Duration>) {
-    let (mut ready, mut exit) = (None, None);
+    stands: impl Fn(Duration),
+) -> Option<Outcome> {
+    let (mut ready, mut exit) = (false, None);
     let mut heard = began;
     loop {
-        let (silent, over) = (heard + if ready.is_some() { silence } else { BOOT }, began + timeout);
+        let (silent, over) = (heard + if ready { silence } else { BOOT }, began + timeout);
         match events.recv_timeout(silent.min(over).saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 heard = Instant::now();
                 match line.split_once(' ') {
-                    Some(("ready", _)) => ready = Some(began.elapsed()),
+                    Some(("ready", _)) => {
+                        ready = true;
+                        stands(began.elapsed());
+                    }
                     Some(("exit", code)) => exit = code.parse().ok().map(Outcome::Exited),
                     _ => {}
                 }
             }
             // With an exit it powers off; until then its disks are not written.
-            Err(RecvTimeoutError::Disconnected) => return (exit, ready),
-            Err(RecvTimeoutError::Timeout) if over <= Instant::now() => {
-                return (Some(Outcome::TimedOut), ready);
-            }
-            Err(RecvTimeoutError::Timeout) => return (Some(Outcome::Hung), ready),
+            Err(RecvTimeoutError::Disconnected) => return exit,
+            Err(RecvTimeoutError::Timeout) if over <= Instant::now() => return Some(Outcome::TimedOut),
+            Err(RecvTimeoutError::Timeout) => return Some(Outcome::Hung),
         }
     }
 }

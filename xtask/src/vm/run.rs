@@ -78,6 +78,7 @@ fn manifest() -> Manifest {
 }
 
 fn start(built: &Built, options: &Options, manifest: &Manifest, how: (Screen, Network)) -> Result<()> {
+    built.require(&options.kernel)?;
     let mut tree = payload::sources(built)?;
     add_sock(&mut tree)?;
     let directory = target().join("vm/run");
@@ -96,8 +97,8 @@ fn start(built: &Built, options: &Options, manifest: &Manifest, how: (Screen, Ne
         silence: machine::SILENCE,
         directory: &directory,
     };
-    let ran = machine.run()?;
-    match ran.outcome {
+    let outcome = machine.run()?;
+    match outcome {
         Outcome::Exited(0) => Ok(()),
         Outcome::Exited(code) => std::process::exit(code),
         other => bail!("{}", other.describe(&directory)),

@@ -234,3 +234,22 @@ fn a_busy_instances_death_is_told_and_survived() {
     server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
     assert!(server.stop());
 }
+
+#[test]
+fn kill_9_under_load_again_and_again() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = with_instances(data.path());
+    for _ in 0..3 {
+        let statuses: Vec<u16> = std::thread::scope(|scope| {
+            let server = &server;
+            let names = ["echo", "where"].into_iter().cycle().take(64);
+            let calls: Vec<_> =
+                names.map(|name| scope.spawn(move || server.run(name, &json!({})).status)).collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        });
+        assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        server.kill_9();
+        server = Server::start(data.path());
+    }
+    assert!(server.stop());
+}

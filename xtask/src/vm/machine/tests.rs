@@ -59,7 +59,7 @@ fn run(script: &str, timeout: u64, silence: u64) -> (Outcome, tempfile::TempDir)
         silence: Duration::from_secs(silence),
         directory: directory.path(),
     };
-    (machine.run().unwrap().outcome, directory)
+    (machine.run().unwrap(), directory)
 }
 
 #[test]
