@@ -19,8 +19,10 @@ use crate::vm::{KERNEL, accelerator, guest};
 const PACKAGES: [&str; 2] = ["sock-e2e", "sock-isolation"];
 /// With tests that need what only that machine is sure to have.
 const FEATURES: &str = "sock-e2e/machine";
-/// The smallest set that goes all the way through: a deploy with packages, starts of every kind, limits, a crash.
-const SMOKE: &str = "test(=inside::a_function_is_nobody_and_can_do_nothing) + test(=endings::memory_and_processes_are_limited) \
+/// The smallest set that goes all the way through: a deploy with packages, a forked start and a warm one, what a function may do,
+/// limits, a crash.
+const SMOKE: &str = "test(=packages::a_function_with_packages_is_forked_with_them_and_then_warm) \
+     + test(=inside::a_function_is_nobody_and_can_do_nothing) + test(=endings::memory_and_processes_are_limited) \
      + test(=crash::kill_9_and_a_new_start_leave_nothing_and_lose_nothing)";
 /// Our exit code when everything worked but tests failed, as nextest's own is; any other trouble is 1.
 pub(crate) const TESTS_FAILED: i32 = 100;

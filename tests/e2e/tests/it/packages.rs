@@ -11,9 +11,10 @@ use crate::server::{Server, tests};
 
 const FUNCTIONS: [&str; 5] = ["echo", "render", "resize", "stats", "api"];
 
-/// A copy of one of `tests/functions` with another module beside it.
+/// A copy, made anew, of one of `tests/functions` with another module beside it.
 fn with(name: &str, module: &str, directory: &tempfile::TempDir) -> PathBuf {
     let path = directory.path().join(format!("{name}-{module}"));
+    let _ = fs::remove_dir_all(&path);
     let copied =
         Command::new("/bin/cp").arg("-r").arg(tests(&format!("functions/{name}"))).arg(&path).status();
     assert!(copied.unwrap().success());
@@ -21,6 +22,8 @@ fn with(name: &str, module: &str, directory: &tempfile::TempDir) -> PathBuf {
     fs::copy(tests(&format!("e2e/functions/{file}")), path.join(file)).unwrap();
     path
 }
+
+const FLAGS: [&str; 6] = ["--handler", "probe.handler", "--timeout", "60", "--memory", "512"];
 
 fn cases(name: &str) -> Vec<(Value, Value)> {
     let text = fs::read_to_string(tests(&format!("functions/{name}/cases.json"))).unwrap();
@@ -38,12 +41,25 @@ fn requirements(name: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn sixty_four_at_once_over_five_functions() {
+fn a_function_with_packages_is_forked_with_them_and_then_warm() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("functions/render"), "render", &["--handler", "main.handler", "--timeout", "60"]);
+    let (event, expected) = cases("render").remove(0);
+    let first = server.run("render", &event);
+    assert_eq!((first.status, &first.body), (200, &expected), "{first:?}");
+    assert!(["zygote", "spare"].contains(&first.start.as_str()), "{first:?}");
+    let second = server.run("render", &event);
+    assert_eq!((second.start.as_str(), &second.body), ("warm", &expected));
+    assert!(server.stop());
+}
+
+#[test]
+fn sixty_four_at_once_over_five_functions_and_each_warm_and_cold() {
     let (data, copies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(data.path());
     for name in FUNCTIONS {
-        let flags = ["--handler", "probe.handler", "--timeout", "60", "--memory", "512"];
-        server.deploy(&with(name, "probe", &copies), name, &flags);
+        server.deploy(&with(name, "probe", &copies), name, &FLAGS);
     }
     let answers: Vec<(&str, String, Value, crate::server::Answer)> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..64)
@@ -62,6 +78,7 @@ fn sixty_four_at_once_over_five_functions() {
     let mut packages: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (name, token, expected, answer) in &answers {
         assert_eq!(answer.status, 200, "{name}: {answer:?}");
+        assert!(["zygote", "spare", "warm"].contains(&answer.start.as_str()), "{name}: {answer:?}");
         let body = &answer.body;
         assert_eq!((&body["answer"], body["token"].as_str()), (expected, Some(token.as_str())), "{name}");
         for file in body["tmp"].as_array().unwrap() {
@@ -87,6 +104,19 @@ fn sixty_four_at_once_over_five_functions() {
         let sent: BTreeSet<&str> =
             answers.iter().filter(|(of, ..)| *of == name).map(|(_, token, ..)| token.as_str()).collect();
         assert_eq!(tokens, sent, "{name}");
+    }
+    for name in FUNCTIONS {
+        let again = |start: &str| {
+            for (number, (event, expected)) in cases(name).into_iter().enumerate() {
+                let token = format!("{name}-{start}-{number}");
+                let answer = server.run(name, &json!({"token": token, "event": event}));
+                assert_eq!((&answer.body["answer"], answer.status), (&expected, 200), "{name}: {answer:?}");
+                assert_eq!(answer.start, if number == 0 { start } else { "warm" }, "{name}");
+            }
+        };
+        again("warm");
+        server.deploy(&with(name, "probe", &copies), name, &[&FLAGS[..], &["--fresh"]].concat());
+        again("cold");
     }
     // A restart finds the packages where they were.
     server.kill_9();
