@@ -33,7 +33,7 @@ cargo xtask vm COMMAND
         [--record]           write the hashes that --check compares with
         [--mirror URL]       a mirror to ask before the machine's own
   run [--kernel V] -- CMD    one command in the machine; exits as the command does
-  shell [--kernel V]         a root shell in it, at this terminal; port 7625 is the machine's";
+  shell [--kernel V]         a root shell in it, at this terminal; its port 7625 is this machine's too";
 
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let (command, rest) =

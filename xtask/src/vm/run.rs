@@ -58,12 +58,12 @@ pub(crate) fn shell(arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
     let built = build::build(&[])?;
     let command = if options.command.is_empty() {
-        vec!["/bin/bash".to_owned(), "--login".to_owned()]
+        vec!["/bin/bash".to_owned()]
     } else {
         options.command.clone()
     };
     let manifest = Manifest { command, interactive: true, network: true, ..manifest() };
-    println!("the machine's port 7625 is this machine's; leave with exit");
+    println!("a server in it that listens on 0.0.0.0:7625 is at 127.0.0.1:7625 here; leave with exit");
     let day = Options { timeout: Duration::from_secs(86_400), ..options };
     start(&built, &day, &manifest, (Screen::Terminal, Network::Open))
 }
