@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::tools;
 use crate::vm::build::{self, Built};
 use crate::vm::image::{target, workspace};
-use crate::vm::machine::{self, Machine, Network, Outcome, Screen};
+use crate::vm::machine::{self, Machine, Network, Outcome, Screen, Turn};
 use crate::vm::payload::{self, Manifest};
 use crate::vm::tree::Tree;
 use crate::vm::{KERNEL, accelerator, guest};
@@ -34,6 +34,8 @@ struct Options {
     kernels: Vec<String>,
     repeat: usize,
     shell_on_failure: bool,
+    /// Whether it is a failure that no test is called so.
+    no_tests: &'static str,
     /// What nextest is told about which tests to run.
     filters: Vec<String>,
 }
@@ -51,8 +53,13 @@ impl std::fmt::Display for TestsFailed {
 impl std::error::Error for TestsFailed {}
 
 fn parse(arguments: &[String]) -> Result<Options> {
-    let mut options =
-        Options { kernels: Vec::new(), repeat: 1, shell_on_failure: false, filters: Vec::new() };
+    let mut options = Options {
+        kernels: Vec::new(),
+        repeat: 1,
+        shell_on_failure: false,
+        no_tests: "fail",
+        filters: Vec::new(),
+    };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
@@ -66,6 +73,8 @@ fn parse(arguments: &[String]) -> Result<Options> {
                 let expression = rest.next().context("--filterset takes an expression of nextest's")?;
                 options.filters.extend(["--filterset".to_owned(), expression.clone()]);
             }
+            // For `cargo xtask test FILTER`, whose tests may all be elsewhere.
+            "--no-tests=warn" => options.no_tests = "warn",
             "--shell-on-failure" => options.shell_on_failure = true,
             flag if flag.starts_with('-') => bail!("cargo xtask e2e does not take {flag}"),
             filter => options.filters.push(filter.to_owned()),
@@ -83,9 +92,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let built = build::build_for_tests()?;
     options.kernels.iter().try_for_each(|kernel| built.require(kernel))?;
     let base = target().join("e2e");
-    fs::create_dir_all(&base).with_context(|| format!("failed to create {}", base.display()))?;
+    let _turn = Turn::take(&base)?;
     let payload = base.join("payload.erofs");
-    payload::make(&built, &manifest(&options), &tree(&built)?, &payload)?;
+    let (tree, nextest) = tree(&built)?;
+    payload::make(&built, &manifest(&options, nextest), &tree, &payload)?;
     for number in 1..=options.repeat {
         for kernel in &options.kernels {
             if options.repeat > 1 {
@@ -98,6 +108,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 }
 
 fn once(built: &Built, kernel: &str, options: &Options, (payload, directory): (&Path, &Path)) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("failed to create {}", directory.display()))?;
     let accelerator = accelerator::choose(built, kernel)?;
     let machine = Machine {
         built,
@@ -106,7 +117,7 @@ fn once(built: &Built, kernel: &str, options: &Options, (payload, directory): (&
         accelerator,
         network: Network::Restricted,
         screen: if options.shell_on_failure { Screen::Terminal } else { Screen::Output },
-        timeout: TIMEOUT,
+        timeout: if options.shell_on_failure { Duration::from_secs(86_400) } else { TIMEOUT },
         silence: machine::SILENCE,
         directory,
     };
@@ -130,22 +141,23 @@ fn once(built: &Built, kernel: &str, options: &Options, (payload, directory): (&
     bail!("{}", outcome.describe(directory))
 }
 
-fn manifest(options: &Options) -> Manifest {
+fn manifest(options: &Options, nextest: Nextest) -> Manifest {
     let root = workspace();
     let inside = |path: &str| root.join(path).display().to_string();
-    let mut command: Vec<String> = vec![
-        inside(".vm/lib/loader"),
-        "--library-path".into(),
-        inside(".vm/lib"),
+    let mut command: Vec<String> = match nextest {
+        Nextest::Static => Vec::new(),
+        Nextest::Dynamic => vec![inside(".vm/lib/loader"), "--library-path".into(), inside(".vm/lib")],
+    };
+    command.extend([
         inside(".vm/cargo-nextest"),
         "nextest".into(),
         "run".into(),
         "--profile=vm".into(),
         "--color=never".into(),
-        "--no-tests=fail".into(),
+        format!("--no-tests={}", options.no_tests),
         format!("--binaries-metadata={}", inside(".vm/binaries.json")),
         format!("--cargo-metadata={}", inside(".vm/cargo.json")),
-    ];
+    ]);
     command.extend(options.filters.iter().cloned());
     if options.shell_on_failure {
         let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
@@ -177,7 +189,7 @@ fn manifest(options: &Options) -> Manifest {
 }
 
 /// The checkout, the tests' binaries at their paths, and what runs them.
-fn tree(built: &Built) -> Result<Tree> {
+fn tree(built: &Built) -> Result<(Tree, Nextest)> {
     let mut packages = Vec::new();
     for package in PACKAGES {
         packages.extend(["--package", package]);
@@ -196,8 +208,8 @@ fn tree(built: &Built) -> Result<Tree> {
     }
     tree.file(".vm/binaries.json", 0o644, binaries);
     tree.file(".vm/cargo.json", 0o644, metadata);
-    add_nextest(&mut tree)?;
-    Ok(tree)
+    let nextest = add_nextest(&mut tree)?;
+    Ok((tree, nextest))
 }
 
 fn output(mut command: Command) -> Result<Vec<u8>> {
@@ -221,16 +233,23 @@ fn add(tree: &mut Tree, path: &Path, place: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// How nextest is linked here.
+#[derive(Debug, Clone, Copy)]
+enum Nextest {
+    Static,
+    Dynamic,
+}
+
 /// nextest, with the loader and libraries that it runs with here: those of the machine may be older.
-fn add_nextest(tree: &mut Tree) -> Result<()> {
+fn add_nextest(tree: &mut Tree) -> Result<Nextest> {
     let nextest = which("cargo-nextest").context("cargo-nextest is not on PATH")?;
     add(tree, &nextest, Some(".vm/cargo-nextest"))?;
-    let libraries = output({
-        let mut command = Command::new("ldd");
-        command.arg(&nextest);
-        command
-    })?;
-    for line in String::from_utf8(libraries)?.lines() {
+    // It fails for what needs no loader.
+    let libraries = Command::new("ldd").arg(&nextest).output().context("failed to start ldd")?;
+    if !libraries.status.success() {
+        return Ok(Nextest::Static);
+    }
+    for line in String::from_utf8(libraries.stdout)?.lines() {
         // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, and the loader by its path alone.
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -239,7 +258,8 @@ fn add_nextest(tree: &mut Tree) -> Result<()> {
             _ => {}
         }
     }
-    Ok(())
+    let dynamic = tree.get(".vm/lib/loader").is_some();
+    Ok(if dynamic { Nextest::Dynamic } else { Nextest::Static })
 }
 
 /// A program that is looked for on PATH, and where cargo installs.

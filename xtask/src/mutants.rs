@@ -61,6 +61,11 @@ enum Verdict {
 pub(crate) fn run(names: &[String]) -> Result<()> {
     tools::for_tests()?;
     tools::for_tests_in_machine()?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "most mutants' tests make containers and need root: sudo -E env PATH=\"$PATH\" cargo xtask mutants"
+        );
+    }
     let mutants = chosen(load(&workspace().join("tests/mutants"))?, names)?;
     let checkout = Checkout::make(target().join("mutants"))?;
     println!("without a mutant, all {} have to pass", count(&mutants, "test"));
@@ -71,24 +76,31 @@ pub(crate) fn run(names: &[String]) -> Result<()> {
             bail!("a test fails without a mutant; its output is in {}", checkout.log().display());
         }
     }
-    let mut survivors = Vec::new();
+    let (mut survivors, mut unjudged) = (Vec::new(), Vec::new());
     for mutant in &mutants {
         checkout.apply(mutant, &[])?;
         for test in &mutant.tests {
-            let caught = checkout.test(mutant.place, &[test])? == Verdict::Failed;
-            let verdict = if caught { "caught by" } else { "SURVIVED " };
+            let verdict = match checkout.test(mutant.place, &[test]) {
+                Ok(Verdict::Failed) => "caught by",
+                Ok(Verdict::Passed) => {
+                    survivors.push(mutant.name.as_str());
+                    "SURVIVED "
+                }
+                Err(error) => {
+                    eprintln!("{}: {error:#}", mutant.name);
+                    unjudged.push(mutant.name.as_str());
+                    "NOT RUN: "
+                }
+            };
             println!("{verdict} {} {}: {}", test.package, test.name, mutant.name);
-            if !caught {
-                survivors.push(mutant.name.as_str());
-            }
         }
         checkout.apply(mutant, &["--reverse"])?;
     }
-    if survivors.is_empty() {
+    if survivors.is_empty() && unjudged.is_empty() {
         println!("all {} are caught", count(&mutants, "mutant"));
         return Ok(());
     }
-    bail!("tests do not notice: {}", survivors.join(", "))
+    bail!("tests do not notice: [{}]; could not be judged: [{}]", survivors.join(", "), unjudged.join(", "))
 }
 
 fn count(mutants: &[Mutant], noun: &str) -> String {

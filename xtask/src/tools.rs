@@ -36,7 +36,8 @@ pub(crate) fn for_running() -> Result<()> {
 /// What the tests take besides.
 pub(crate) fn for_tests() -> Result<()> {
     install(&PACKAGES)?;
-    install(&TEST_PACKAGES)
+    install(&TEST_PACKAGES)?;
+    nextest()
 }
 
 /// What building and running the test machine takes; QEMU comes with the image.
@@ -48,7 +49,11 @@ pub(crate) fn for_machine() -> Result<()> {
 /// What the tests in it take besides.
 pub(crate) fn for_tests_in_machine() -> Result<()> {
     for_machine()?;
-    if has_nextest() {
+    nextest()
+}
+
+fn nextest() -> Result<()> {
+    if succeeds(&cargo(), &["nextest", "--version"]) {
         return Ok(());
     }
     run(&cargo(), &["install", "--locked", "--quiet", NEXTEST])
@@ -89,9 +94,4 @@ pub(crate) fn deny() -> Result<()> {
         return Ok(());
     }
     run(&cargo(), &["install", "--locked", "--quiet", DENY])
-}
-
-/// Whether cargo-nextest is there. Without it `cargo test` runs the same tests.
-pub(crate) fn has_nextest() -> bool {
-    succeeds(&cargo(), &["nextest", "--version"])
 }

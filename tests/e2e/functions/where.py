@@ -14,5 +14,9 @@ def handler(event, context):
     if "sleep" in event:
         open("/tmp/working", "w").close()
         time.sleep(event["sleep"])
+    if "wait" in event:
+        open("/tmp/working", "w").close()
+        while os.path.exists("/tmp/working"):
+            time.sleep(0.1)
     pids = os.readlink("/proc/self/ns/pid")
     return {"instance": INSTANCE, "calls": calls, "pid": os.getpid(), "pids": pids}

@@ -2,7 +2,6 @@
 //! `-accel kvm -accel tcg` falls back in neither case.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +16,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Boots the machine once with KVM, if there is KVM; the verdict holds until this machine boots again.
 pub(crate) fn choose(built: &Built, kernel: &str) -> Result<Accelerator> {
+    // Whether we may use it can differ from run to run; whether it works cannot.
+    if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return Ok(Accelerator::Tcg);
+    }
     let boot =
         fs::read_to_string("/proc/sys/kernel/random/boot_id").context("failed to read the boot's id")?;
     let verdict = built.directory.join(format!("kvm-{kernel}"));
@@ -33,10 +36,6 @@ pub(crate) fn choose(built: &Built, kernel: &str) -> Result<Accelerator> {
 }
 
 fn try_kvm(built: &Built, kernel: &str) -> Result<bool> {
-    let device = Path::new("/dev/kvm");
-    if fs::OpenOptions::new().read(true).write(true).open(device).is_err() {
-        return Ok(false);
-    }
     let work = tempfile::tempdir()?;
     let payload = work.path().join("payload.erofs");
     let manifest = Manifest {

@@ -2,37 +2,51 @@
 //! machine. The mirror, the keys and the proxy are the machine's.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lock::Deb;
 
-/// Debian's keys, where its package puts them. Without it, the keys that apt trusts for everything.
+/// Debian's keys, where its package puts them: for a source that names none.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The base of the mirror that the machine's apt is configured for, without a slash at its end.
-pub(crate) fn mirror() -> Result<String> {
+/// Where this machine's packages come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mirror {
+    /// Without a slash at its end.
+    pub(crate) base: String,
+    /// A file with the keys that it is signed with.
+    keyring: Option<String>,
+}
+
+/// The mirror that the machine's apt is configured for.
+pub(crate) fn mirror() -> Result<Mirror> {
     let output = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
+        .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(SIGNED_BY)", "Created-By: Packages"])
         .output()
         .context("failed to start apt-get: the test machine is made of Debian's packages")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    choose_mirror(&text).map(str::to_owned).context(
-        "apt's sources name no Debian mirror: give one with --mirror URL, the directory that has dists and pool",
+    choose_mirror(&text).context(
+        "apt's sources name no Debian mirror: give one, the directory that has dists and pool, in SOCK_VM_MIRROR",
     )
 }
 
 /// The first whose suite is a release of Debian's main archive.
-fn choose_mirror(targets: &str) -> Option<&str> {
+fn choose_mirror(targets: &str) -> Option<Mirror> {
     const SUITES: [&str; 8] =
         ["bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable"];
     targets.lines().find_map(|line| {
-        let (base, suite) = line.split_once(' ')?;
+        let mut fields = line.split(' ');
+        let (base, suite) = (fields.next()?, fields.next()?);
         // A third party's may be called "stable" too.
         let debian = base.trim_end_matches('/').ends_with("/debian");
-        (debian && SUITES.contains(&suite)).then(|| base.trim_end_matches('/'))
+        (debian && SUITES.contains(&suite)).then(|| Mirror {
+            base: base.trim_end_matches('/').to_owned(),
+            // Keys that a source holds itself, rather than a file of them, are long texts: apt's own are used then.
+            keyring: fields.next().filter(|path| path.starts_with('/')).map(str::to_owned),
+        })
     })
 }
 
@@ -46,42 +60,50 @@ pub(crate) fn proxy() -> Option<String> {
 
 /// What installing `packages` of `suite` on an empty machine takes, without what is only recommended.
 pub(crate) fn resolve(suite: &str, packages: &[String]) -> Result<Vec<Deb>> {
-    let base = mirror()?;
+    let Mirror { base, keyring } = mirror()?;
     let home = tempfile::tempdir()?;
-    let configuration = configure(home.path(), &base, suite)?;
-    apt(&configuration, &["update", "--quiet"])?;
+    let keyring = keyring.or_else(|| Path::new(KEYRING).exists().then(|| KEYRING.to_owned()));
+    let options = configure(home.path(), &base, keyring.as_deref(), suite)?;
+    apt(&options, &["update", "--quiet"])?;
     let mut arguments = vec!["install", "--print-uris", "--yes", "-qq"];
     arguments.extend(packages.iter().map(String::as_str));
-    let uris = apt(&configuration, &arguments)?;
+    let uris = apt(&options, &arguments)?;
     uris.lines().map(|line| parse(line, &base)).collect()
 }
 
-fn configure(home: &Path, base: &str, suite: &str) -> Result<PathBuf> {
+/// Options, which win over every file of configuration that this machine may have.
+fn configure(home: &Path, base: &str, keyring: Option<&str>, suite: &str) -> Result<Vec<String>> {
     for directory in ["lists/partial", "archives/partial"] {
         fs::create_dir_all(home.join(directory))?;
     }
-    let keys = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
+    let keys = keyring.map(|path| format!("[signed-by={path}] ")).unwrap_or_default();
     fs::write(home.join("sources"), format!("deb {keys}{base} {suite} main\n"))?;
     fs::write(home.join("status"), "")?;
     let home = home.display();
-    let text = format!(
-        "Dir::Etc::sourcelist \"{home}/sources\";\nDir::Etc::sourceparts \"-\";\nDir::Etc::preferences \"-\";\n\
-         Dir::Etc::preferencesparts \"-\";\nDir::State \"{home}\";\nDir::State::status \"{home}/status\";\n\
-         Dir::Cache \"{home}\";\nAPT::Install-Recommends \"false\";\nAPT::Sandbox::User \"root\";\n\
-         Acquire::ForceHash \"SHA256\";\nAcquire::Languages \"none\";\nAPT::Architecture \"amd64\";\n\
-         APT::Architectures \"amd64\";\n"
-    );
-    let path = PathBuf::from(format!("{home}/apt.conf"));
-    fs::write(&path, text)?;
-    Ok(path)
+    Ok([
+        ("Dir::Etc::sourcelist", format!("{home}/sources")),
+        ("Dir::Etc::sourceparts", "-".to_owned()),
+        ("Dir::Etc::preferences", "-".to_owned()),
+        ("Dir::Etc::preferencesparts", "-".to_owned()),
+        ("Dir::State", home.to_string()),
+        ("Dir::State::status", format!("{home}/status")),
+        ("Dir::Cache", home.to_string()),
+        ("APT::Install-Recommends", "false".to_owned()),
+        ("APT::Install-Suggests", "false".to_owned()),
+        ("APT::Sandbox::User", "root".to_owned()),
+        ("Acquire::ForceHash", "SHA256".to_owned()),
+        ("Acquire::Languages", "none".to_owned()),
+        ("APT::Architecture", "amd64".to_owned()),
+        ("APT::Architectures", "amd64".to_owned()),
+    ]
+    .into_iter()
+    .map(|(name, value)| format!("-o{name}={value}"))
+    .collect())
 }
 
-fn apt(configuration: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new("apt-get")
-        .env("APT_CONFIG", configuration)
-        .args(arguments)
-        .output()
-        .context("failed to start apt-get")?;
+fn apt(options: &[String], arguments: &[&str]) -> Result<String> {
+    let output =
+        Command::new("apt-get").args(options).args(arguments).output().context("failed to start apt-get")?;
     if !output.status.success() {
         bail!("apt-get {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -135,11 +157,16 @@ mod tests {
 
     #[test]
     fn the_mirror_is_debians() {
-        let targets = "https://third.example/repository/ stable\n\
-                       http://mirror.example/debian-security/ bookworm-security\n\
-                       http://mirror.example/debian/ bookworm-updates\n\
-                       http://mirror.example/debian/ bookworm\n";
-        assert_eq!(choose_mirror(targets), Some("http://mirror.example/debian"));
-        assert_eq!(choose_mirror("http://mirror.example/ubuntu/ noble\n"), None);
+        let targets = "https://third.example/repository/ stable /etc/apt/third.gpg\n\
+                       http://mirror.example/debian-security/ bookworm-security \n\
+                       http://mirror.example/debian/ bookworm-updates \n\
+                       http://mirror.example/debian/ bookworm /usr/share/keyrings/keys.gpg\n";
+        let mirror = |keyring: Option<&str>| Mirror {
+            base: "http://mirror.example/debian".to_owned(),
+            keyring: keyring.map(str::to_owned),
+        };
+        assert_eq!(choose_mirror(targets), Some(mirror(Some("/usr/share/keyrings/keys.gpg"))));
+        assert_eq!(choose_mirror("http://mirror.example/debian/ trixie \n"), Some(mirror(None)));
+        assert_eq!(choose_mirror("http://mirror.example/ubuntu/ noble \n"), None);
     }
 }

@@ -80,7 +80,7 @@ fn of_lock(path: &Path, mirrors: &[String]) -> Result<Built> {
     // Tests that boot run side by side: one builds, the others find it. Let go of when it is closed.
     let turn = File::create(base.join(".lock")).context("failed to create the build's lock")?;
     turn.lock().context("failed to wait for another build")?;
-    cache.fetch(lock.deb.iter(), &Mirrors::new(mirrors)?)?;
+    cache.fetch(lock.deb.iter(), || Mirrors::new(mirrors))?;
     wheels::fetch(&lock.wheel, &image.wheels.python, &cache)?;
     let tools = Tools::unpack(&lock, &cache, &base)?;
     let directory = base.join(key(path)?);
@@ -89,7 +89,7 @@ fn of_lock(path: &Path, mirrors: &[String]) -> Result<Built> {
         let work = tempfile::Builder::new().prefix("image-").tempdir_in(&base)?;
         make(&image, &lock, (&cache, &tools, &init), work.path(), &Circumstances::default())?;
         fs::rename(work.keep(), &directory).context("failed to keep the image")?;
-        remove_others(&base, &directory)?;
+        remove_others(&base, &[&directory, tools.root()])?;
     }
     Ok(Built { directory, tools, lock, epoch: image.epoch })
 }
@@ -121,11 +121,14 @@ pub(crate) fn build_init(target: &Path, compiler: Option<&Path>) -> Result<PathB
     let registry = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
         .context("neither CARGO_HOME nor HOME is set")?;
-    let flags = [
+    let mut flags = vec![
         "-Ctarget-feature=+crt-static".to_owned(),
         format!("--remap-path-prefix={}=/sock", workspace().display()),
-        format!("--remap-path-prefix={registry}=/cargo"),
     ];
+    // Sources of dependencies are beneath a directory that is called after the registry they came from.
+    for entry in fs::read_dir(format!("{registry}/registry/src")).into_iter().flatten().flatten() {
+        flags.push(format!("--remap-path-prefix={}=/crates", entry.path().display()));
+    }
     let arguments = [
         "build",
         "--locked",
@@ -150,11 +153,14 @@ pub(crate) fn build_init(target: &Path, compiler: Option<&Path>) -> Result<PathB
     Ok(target.join(TRIPLE).join("init/sock-vm-init"))
 }
 
-/// Images of locks and recipes that were, which nothing finds again.
-fn remove_others(base: &Path, kept: &Path) -> Result<()> {
+/// Images and tools of locks and recipes that were, which nothing finds again, and what a build left that was killed.
+fn remove_others(base: &Path, kept: &[&Path]) -> Result<()> {
+    const STARTS: [&str; 3] = ["tools-", "image-", "first-"];
     for entry in fs::read_dir(base)? {
         let path = entry?.path();
-        if path != kept && path.join("root.erofs").exists() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ours = path.join("root.erofs").exists() || STARTS.iter().any(|start| name.starts_with(start));
+        if ours && !kept.contains(&path.as_path()) {
             fs::remove_dir_all(&path).with_context(|| format!("failed to remove {}", path.display()))?;
         }
     }
@@ -164,7 +170,10 @@ fn remove_others(base: &Path, kept: &Path) -> Result<()> {
 /// What the image depends on.
 fn key(lock: &Path) -> Result<String> {
     let root = workspace();
-    let mut files = vec![root.join("vm/image.toml"), lock.to_owned(), root.join("Cargo.lock")];
+    let mut files = vec![lock.to_owned()];
+    files.extend(
+        ["vm/image.toml", "vm/init/Cargo.toml", "Cargo.toml", "Cargo.lock"].map(|file| root.join(file)),
+    );
     for directory in ["vm/init/src", "xtask/src/vm"] {
         for entry in fs::read_dir(root.join(directory))? {
             files.push(entry?.path());
@@ -174,7 +183,10 @@ fn key(lock: &Path) -> Result<String> {
     files.sort();
     let mut hasher = Sha256::new();
     for path in files {
-        hasher.update(fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?);
+        let contents = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default();
+        hasher.update(format!("{} {}\n", name.display(), contents.len()));
+        hasher.update(contents);
     }
     let rustc = Command::new("rustc").arg("-vV").output().context("failed to start rustc")?;
     hasher.update(&rustc.stdout);
@@ -194,15 +206,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         }
     }
     let built = build(&mirrors)?;
+    let found = if check { reproduce::check(&built.tools)? } else { Hashes::of(&built.directory)? };
     for (name, hash) in hashes::of(&built.directory)? {
         println!("{hash}  {}", built.directory.join(name).display());
     }
     if record {
-        Hashes::of(&built.directory)?.save()?;
+        found.save()?;
     }
     if check {
-        reproduce::check(&built.tools)?;
-        let all = Hashes::committed()?.compare(&Hashes::of(&built.directory)?)?;
+        let all = Hashes::committed()?.compare(&found)?;
         println!("two builds are the same, and the same as the committed one");
         if !all {
             println!("except for the initrds: vm/hashes.toml has those of another compiler or C library");

@@ -3,12 +3,14 @@
 //! ```text
 //! ~/.cache/sock-vm/<sha256>         whole and verified: it got its name last
 //!                  <sha256>.part    as far as it came; the next attempt goes on from there
+//!                  .lock            while any comes
 //! ```
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,7 +39,7 @@ pub(crate) struct Mirrors {
 
 /// Packages that no mirror has any more.
 #[derive(Debug, thiserror::Error)]
-#[error("the mirror no longer has {}: lock anew with cargo xtask vm lock, or give a mirror that has them with --mirror URL", .0.join(", "))]
+#[error("the mirror no longer has {}: lock anew with cargo xtask vm lock, or name a mirror that has them in SOCK_VM_MIRROR", .0.join(", "))]
 pub(crate) struct Gone(pub(crate) Vec<String>);
 
 /// The hash of a file, in hexadecimal.
@@ -98,11 +100,20 @@ impl Cache {
     }
 
     /// Gets what is missing of `debs`.
-    pub(crate) fn fetch<'a>(&self, debs: impl Iterator<Item = &'a Deb>, mirrors: &Mirrors) -> Result<()> {
-        let missing: Vec<&Deb> = debs.filter(|deb| !self.has(&deb.sha256)).collect();
+    pub(crate) fn fetch<'a>(
+        &self,
+        debs: impl Iterator<Item = &'a Deb>,
+        mirrors: impl FnOnce() -> Result<Mirrors>,
+    ) -> Result<()> {
+        let mut missing: Vec<&Deb> = debs.filter(|deb| !self.has(&deb.sha256)).collect();
         if missing.is_empty() {
             return Ok(());
         }
+        let mirrors = &mirrors()?;
+        // Two checkouts may want the same: one fetches, the other finds it.
+        let turn = File::create(self.directory.join(".lock")).context("failed to create the cache's lock")?;
+        turn.lock().context("failed to wait for another download")?;
+        missing.retain(|deb| !self.has(&deb.sha256));
         let style =
             ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}")?;
         let bar = ProgressBar::new(missing.iter().map(|deb| deb.size).sum()).with_style(style);
@@ -161,11 +172,13 @@ impl Cache {
 }
 
 impl Mirrors {
-    /// The machine's own, and before it those that were given.
+    /// The machine's own, and before it those that were given, as an argument or in `SOCK_VM_MIRROR`.
     pub(crate) fn new(given: &[String]) -> Result<Self> {
-        let mut bases: Vec<String> = given.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
+        let variable = std::env::var("SOCK_VM_MIRROR").unwrap_or_default();
+        let given = given.iter().map(String::as_str).chain(variable.split_whitespace());
+        let mut bases: Vec<String> = given.map(|base| base.trim_end_matches('/').to_owned()).collect();
         match apt::mirror() {
-            Ok(own) => bases.push(own),
+            Ok(own) => bases.push(own.base),
             Err(error) if bases.is_empty() => return Err(error),
             Err(_) => {}
         }
@@ -175,8 +188,10 @@ impl Mirrors {
     fn of(bases: Vec<String>, proxy: Option<String>) -> Result<Self> {
         let mut builder = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_connect(Some(std::time::Duration::from_secs(30)))
-            .timeout_recv_response(Some(std::time::Duration::from_secs(60)));
+            .timeout_connect(Some(Duration::from_secs(30)))
+            .timeout_recv_response(Some(Duration::from_secs(60)))
+            // Of one attempt; the next goes on from there.
+            .timeout_recv_body(Some(Duration::from_secs(300)));
         // Those that apt is configured for, and no others.
         builder = builder.proxy(proxy.map(|proxy| ureq::Proxy::new(&proxy)).transpose()?);
         Ok(Self { bases, agent: builder.build().into() })

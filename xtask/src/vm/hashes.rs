@@ -30,7 +30,7 @@ pub(crate) struct Hashes {
 struct Init {
     /// What `rustc --version` prints.
     rustc: String,
-    /// A hash of the static C library, of the compiler's own objects and of the linker's version.
+    /// A hash of the static C library and of what else of it and of gcc is linked; the linker is Rust's own.
     libc: String,
     files: Files,
 }
@@ -114,12 +114,13 @@ fn output(program: &str, arguments: &[&str]) -> Result<Vec<u8>> {
 
 fn libc() -> Result<String> {
     let mut hasher = Sha256::new();
-    for name in ["libc.a", "crt1.o", "crtbeginT.o", "crtend.o", "libgcc.a", "libgcc_eh.a"] {
+    for name in
+        ["libc.a", "rcrt1.o", "crti.o", "crtn.o", "crtbeginS.o", "crtendS.o", "libgcc.a", "libgcc_eh.a"]
+    {
         let path = output("cc", &[&format!("-print-file-name={name}")])?;
         let path = String::from_utf8(path)?;
         hasher.update(fs::read(path.trim()).with_context(|| format!("failed to read {}", path.trim()))?);
     }
-    hasher.update(output("ld", &["--version"])?);
     Ok(hex::encode(hasher.finalize()))
 }
 

@@ -87,5 +87,7 @@ pub(crate) fn workspace() -> PathBuf {
 
 /// Where build output goes.
 pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+    let Some(directory) = std::env::var_os("CARGO_TARGET_DIR") else { return workspace().join("target") };
+    // Relative to where we were started, as cargo takes it; other programs are started elsewhere.
+    std::path::absolute(&directory).unwrap_or_else(|_| PathBuf::from(directory))
 }

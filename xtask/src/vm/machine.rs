@@ -13,6 +13,22 @@ use anyhow::{Context, Result};
 
 use super::build::Built;
 
+/// A directory that one run at a time uses; let go of when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(#[expect(dead_code, reason = "closing it lets go of the lock")] File);
+
+impl Turn {
+    /// Makes the directory, and fails if another run uses it.
+    pub(crate) fn take(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("failed to create {}", directory.display()))?;
+        let file = File::create(directory.join(".lock"))
+            .with_context(|| format!("failed to write to {}", directory.display()))?;
+        let other = || format!("another machine runs in {}: wait for its end", directory.display());
+        file.try_lock().with_context(other)?;
+        Ok(Self(file))
+    }
+}
+
 /// What emulates the processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
@@ -89,7 +105,13 @@ const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=o
 impl Machine<'_> {
     /// Starts it and waits for its end.
     pub(crate) fn run(&self) -> Result<Outcome> {
-        fs::create_dir_all(self.directory)?;
+        // Whatever is read afterwards is of this run.
+        for name in ["console.log", "qemu.log", "output.log"] {
+            File::create(self.directory.join(name)).with_context(|| format!("failed to create {name}"))?;
+        }
+        if self.directory.join("results").exists() {
+            fs::remove_dir_all(self.directory.join("results"))?;
+        }
         for (name, bytes) in [("results.tar", RESULTS), ("swap", SWAP)] {
             let path = self.directory.join(name);
             File::create(&path)
@@ -122,13 +144,19 @@ impl Machine<'_> {
         let status = qemu.wait().context("failed to wait for QEMU")?;
         fs::remove_file(self.directory.join("swap"))?;
         let _ = (listener.join(), printer.join());
-        Ok(ended.unwrap_or_else(|| self.why(status.code())))
+        let outcome = ended.unwrap_or_else(|| self.why(status.code()));
+        if !matches!(outcome, Outcome::Exited(_)) {
+            fs::remove_file(self.directory.join("results.tar"))?;
+        }
+        Ok(outcome)
     }
 
     /// The command, and descriptors that it inherits.
     fn start(&self, control: &OwnedFd, output: &OwnedFd) -> Result<Child> {
         let (control_fd, output_fd) = (control.as_raw_fd(), output.as_raw_fd());
-        let mut command = self.built.tools.command("usr/bin/qemu-system-x86_64");
+        // It ends with us, however we do.
+        let starter = ["setpriv", "--pdeathsig", "KILL", "--"];
+        let mut command = self.built.tools.command_by(&starter, "usr/bin/qemu-system-x86_64");
         command.args(self.arguments(control_fd, output_fd));
         if self.screen == Screen::Terminal {
             command.env("TERM", "dumb");

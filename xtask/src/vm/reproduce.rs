@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::build::{self, Circumstances};
 use super::fetch::Cache;
-use super::hashes;
+use super::hashes::{self, Hashes};
 use super::image::{Image, target, workspace};
 use super::lock::Lock;
 use super::payload;
@@ -27,8 +27,8 @@ const UMASK: &str = "0077";
 /// Where libfaketime is among the tools.
 const FAKETIME: &str = "usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
-/// Fails unless both builds are the same.
-pub(crate) fn check(tools: &Tools) -> Result<()> {
+/// Fails unless both builds are the same; returns what they are.
+pub(crate) fn check(tools: &Tools) -> Result<Hashes> {
     let base = target().join("vm");
     let first = tempfile::Builder::new().prefix("first-").tempdir_in(&base)?;
     let second = tempfile::Builder::new().prefix("the-second-build-elsewhere-").tempdir()?;
@@ -40,7 +40,7 @@ pub(crate) fn check(tools: &Tools) -> Result<()> {
         let kept = [first.keep(), second.keep()].map(|path| path.display().to_string());
         bail!("two builds are not the same ({}):\n{}", kept.join(" and "), differ.join("\n"));
     }
-    Ok(())
+    Hashes::of(&first.path().join("out"))
 }
 
 /// Builds `base`/out, with nothing from before but the cache of what was fetched.

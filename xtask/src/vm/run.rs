@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::build::{self, Built};
 use super::image::{target, workspace};
-use super::machine::{self, Machine, Network, Outcome, Screen};
+use super::machine::{self, Machine, Network, Outcome, Screen, Turn};
 use super::payload::{self, Manifest};
 use super::tree::Tree;
 use super::{accelerator, guest};
@@ -57,11 +57,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 pub(crate) fn shell(arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
     let built = build::build(&[])?;
-    let command = if options.command.is_empty() {
-        vec!["/bin/bash".to_owned()]
-    } else {
-        options.command.clone()
-    };
+    let command =
+        if options.command.is_empty() { vec!["/bin/bash".to_owned()] } else { options.command.clone() };
     let manifest = Manifest { command, interactive: true, network: true, ..manifest() };
     println!("a server in it that listens on 0.0.0.0:7625 is at 127.0.0.1:7625 here; leave with exit");
     let day = Options { timeout: Duration::from_secs(86_400), ..options };
@@ -82,8 +79,8 @@ fn start(built: &Built, options: &Options, manifest: &Manifest, how: (Screen, Ne
     let mut tree = payload::sources(built)?;
     add_sock(&mut tree)?;
     let directory = target().join("vm/run");
+    let _turn = Turn::take(&directory)?;
     let payload = directory.join("payload.erofs");
-    std::fs::create_dir_all(&directory)?;
     payload::make(built, manifest, &tree, &payload)?;
     let (screen, network) = how;
     let machine = Machine {
@@ -98,6 +95,7 @@ fn start(built: &Built, options: &Options, manifest: &Manifest, how: (Screen, Ne
         directory: &directory,
     };
     let outcome = machine.run()?;
+    let _ = std::fs::remove_file(directory.join("results.tar"));
     match outcome {
         Outcome::Exited(0) => Ok(()),
         Outcome::Exited(code) => std::process::exit(code),

@@ -43,6 +43,10 @@ impl Tools {
         Ok(Self { root: root.to_owned() })
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
@@ -58,9 +62,16 @@ impl Tools {
 
     /// A command of a program of the tools', by its path in them.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let loader = self.loader(&[]);
-        let mut command = Command::new(&loader[0]);
-        command.args(&loader[1..]).arg(self.root.join(program));
+        self.command_by(&[], program)
+    }
+
+    /// As [`Tools::command`], started by a program of this machine's that takes a command.
+    pub(crate) fn command_by(&self, starter: &[&str], program: &str) -> Command {
+        let mut words: Vec<String> = starter.iter().map(|word| (*word).to_owned()).collect();
+        words.extend(self.loader(&[]));
+        words.push(self.path(program).display().to_string());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         // What this machine's user has set is nothing to them.
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
         command

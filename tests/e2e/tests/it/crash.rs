@@ -8,17 +8,11 @@ use serde_json::json;
 
 use crate::server::{Process, Server, processes, tests};
 
-/// Cgroups of servers, whose names begin with `sock-`, that hold none of the living.
-fn groups() -> BTreeSet<PathBuf> {
+/// Where cgroup2 is mounted.
+fn mount() -> PathBuf {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = mountinfo.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
-    let mount = line.split(' ').nth(4).unwrap();
-    fs::read_dir(mount)
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("sock-"))
-        .map(|entry| entry.path())
-        .collect()
+    line.split(' ').nth(4).unwrap().into()
 }
 
 /// The cgroup that process `pid` is in, as a path in the hierarchy.
@@ -50,8 +44,7 @@ fn kill_9_and_a_new_start_leave_nothing_and_lose_nothing() {
     let server = with_instances(data.path());
     let before = server.processes();
     assert!(before.len() >= 8, "supervisor, gateway, launcher, builder, zygote, instances: {before:?}");
-    let own: Vec<String> = before.iter().map(group_of).filter(|group| group.contains("/sock-")).collect();
-    let group = own.first().unwrap().split('/').find(|part| part.starts_with("sock-")).unwrap().to_owned();
+    let group = group(&server);
     server.kill_9();
 
     let server = Server::start(data.path());
@@ -70,8 +63,7 @@ fn kill_9_and_a_new_start_leave_nothing_and_lose_nothing() {
     let listed = server.succeed(&["list"]);
     assert!(listed.contains("echo") && listed.contains("where"), "{listed}");
     assert!(server.stop());
-    let left: Vec<PathBuf> = groups().into_iter().filter(|path| path.ends_with(&group)).collect();
-    assert!(left.is_empty(), "cgroups are left: {left:?}");
+    assert!(!mount().join(&group).exists(), "{group} is left");
     assert_eq!(mounts(data.path()), 0);
 }
 
@@ -92,9 +84,10 @@ struct Holdings {
     processes: usize,
     /// Of all mount namespaces that its processes are in.
     mounts: usize,
+    /// Beneath its own, with processes and without.
     groups: usize,
     networks: usize,
-    /// Open files of the supervisor, the gateway and the launcher.
+    /// Open files of the supervisor, the gateway, the launcher and the builder.
     descriptors: Vec<usize>,
     /// Beneath its data directory.
     files: usize,
@@ -111,7 +104,9 @@ impl Holdings {
                 Some((process.namespace("mnt")?, table.lines().count()))
             })
             .collect();
-        let ours = |process: &&Process| process.pid == server.child.id() || process.is_child_of(server);
+        let ours = |process: &&Process| {
+            process.status("Name") == "sock" && process.status("NSpid") == process.pid.to_string()
+        };
         let count = |process: &Process| {
             fs::read_dir(format!("/proc/{}/fd", process.pid)).map_or(0, std::iter::Iterator::count)
         };
@@ -120,7 +115,7 @@ impl Holdings {
         Self {
             processes: processes.len(),
             mounts: tables.values().sum(),
-            groups: processes.iter().map(group_of).collect::<BTreeSet<_>>().len(),
+            groups: directories(&mount().join(group(server))),
             networks: networks.len(),
             descriptors,
             files: files(data),
@@ -140,6 +135,18 @@ impl Holdings {
         assert_eq!(settled, 10);
         last.pop().unwrap()
     }
+}
+
+/// The parent of a server's cgroups, by its name.
+fn group(server: &Server) -> String {
+    let groups = server.processes().iter().map(group_of).find(|group| group.contains("/sock-")).unwrap();
+    groups.split('/').find(|part| part.starts_with("sock-")).unwrap().to_owned()
+}
+
+/// Directories beneath a directory.
+fn directories(directory: &Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
 
 /// Files and directories beneath a directory.
@@ -166,7 +173,10 @@ fn survives(wanted: impl Fn(&Server, &Process) -> bool, count: usize, noticed: i
     assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
     assert_eq!(server.run("where", &json!({})).status, 200);
     server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
+    let group = group(&server);
     assert!(server.stop());
+    assert!(!mount().join(&group).exists(), "{group} is left");
+    assert_eq!(mounts(data.path()), 0);
 }
 
 /// The listening socket stays with the supervisor: a request waits in it rather than fail.
@@ -221,10 +231,10 @@ fn a_busy_instances_death_is_told_and_survived() {
     let body = server.run("where", &json!({})).body;
     let processes = server.processes();
     let victim = processes.iter().find(|process| is_instance(process, &body)).unwrap();
-    let working = format!("/proc/{}/root/tmp/working", victim.pid);
+    let working = victim.inside("/tmp/working");
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| server.run("where", &json!({"sleep": 50})));
-        server.wait_until(|| Path::new(&working).exists(), |exists| *exists);
+        server.wait_until(|| working.exists(), |exists| *exists);
         victim.kill();
         let answer = busy.join().unwrap();
         assert_eq!(answer.status, 502, "{answer:?}");

@@ -1,6 +1,7 @@
 //! Hundreds of containers at once.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use serde_json::json;
 
@@ -13,10 +14,17 @@ fn two_hundred_at_once_and_then_none() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path());
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "120"]);
-    // Long enough for the last to start before the first ends.
-    let event = json!({"sleep": 20});
+    // None ends before the last has begun.
+    let event = json!({"wait": true});
     let answers: Vec<_> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..COUNT).map(|_| scope.spawn(|| server.run("where", &event))).collect();
+        let working = || {
+            let files = server.processes().into_iter().map(|process| process.inside("/tmp/working"));
+            files.filter(|file| file.exists()).collect::<Vec<_>>()
+        };
+        // Each container has two processes that see its /tmp: its init and the handler.
+        let all = server.wait_until(working, |working| working.len() == 2 * COUNT);
+        all.iter().for_each(|file| drop(fs::remove_file(file)));
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
     for answer in &answers {
