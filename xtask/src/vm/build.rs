@@ -49,8 +49,6 @@ impl Built {
 pub(crate) struct Circumstances {
     /// Environment of the tools: a faked clock.
     pub(crate) faked: Vec<(String, String)>,
-    /// A program that cargo calls with the compiler's command.
-    pub(crate) compiler: Option<PathBuf>,
 }
 
 /// Builds what is not there yet.
@@ -85,7 +83,7 @@ fn of_lock(path: &Path, mirrors: &[String]) -> Result<Built> {
     let tools = Tools::unpack(&lock, &cache, &base)?;
     let directory = base.join(key(path)?);
     if !directory.exists() {
-        let init = build_init(&target(), None)?;
+        let init = build_init(&target())?;
         let work = tempfile::Builder::new().prefix("image-").tempdir_in(&base)?;
         make(&image, &lock, (&cache, &tools, &init), work.path(), &Circumstances::default())?;
         fs::rename(work.keep(), &directory).context("failed to keep the image")?;
@@ -116,7 +114,7 @@ pub(crate) fn make(
 }
 
 /// The init, static: the same bytes wherever it is built by the same compiler and C library.
-pub(crate) fn build_init(target: &Path, compiler: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn build_init(target: &Path) -> Result<PathBuf> {
     const TRIPLE: &str = "x86_64-unknown-linux-gnu";
     let registry = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
@@ -143,9 +141,6 @@ pub(crate) fn build_init(target: &Path, compiler: Option<&Path>) -> Result<PathB
     let mut command = Command::new(cargo());
     command.args(arguments).current_dir(workspace()).env("CARGO_TARGET_DIR", target);
     command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    if let Some(compiler) = compiler {
-        command.env("RUSTC_WRAPPER", compiler);
-    }
     let status = command.status().context("failed to start cargo")?;
     if !status.success() {
         bail!("failed to build the init: {status}");
@@ -206,7 +201,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         }
     }
     let built = build(&mirrors)?;
-    let found = if check { reproduce::check(&built.tools)? } else { Hashes::of(&built.directory)? };
+    let found = if check { reproduce::check()? } else { Hashes::of(&built.directory)? };
     for (name, hash) in hashes::of(&built.directory)? {
         println!("{hash}  {}", built.directory.join(name).display());
     }

@@ -52,11 +52,10 @@ impl Tools {
     }
 
     /// The words before a program's path with which it runs on the tools' libraries. ld.so(8)
-    pub(crate) fn loader(&self, options: &[String]) -> Vec<String> {
+    fn loader(&self) -> Vec<String> {
         let libraries = LIBRARIES.map(|path| self.root.join(path).display().to_string());
         let mut words = vec![self.root.join(LOADER).display().to_string()];
         words.extend(["--library-path".to_owned(), libraries.join(":")]);
-        words.extend(options.iter().cloned());
         words
     }
 
@@ -68,7 +67,7 @@ impl Tools {
     /// As [`Tools::command`], started by a program of this machine's that takes a command.
     pub(crate) fn command_by(&self, starter: &[&str], program: &str) -> Command {
         let mut words: Vec<String> = starter.iter().map(|word| (*word).to_owned()).collect();
-        words.extend(self.loader(&[]));
+        words.extend(self.loader());
         words.push(self.path(program).display().to_string());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
