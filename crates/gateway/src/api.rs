@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -31,10 +31,13 @@ use uuid::Uuid;
 use crate::config::Auth;
 use crate::deploy::runtime_name;
 use crate::gateway::Gateway;
+use crate::http::answer;
 use crate::http::body::{self, Body, BodyError};
+use crate::http::connections::{Connection, Serving};
 use crate::logs::Cursor;
 use crate::sigv4::{Presented, SignatureError};
 use error::ApiError;
+pub(crate) use invoke::{Attempt, attempt};
 use route::Route;
 
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -55,11 +58,17 @@ pub(crate) struct Call {
     pub(crate) received: Instant,
 }
 
-/// Answers a request, whatever it is.
-pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) -> Answer {
+/// Answers a request that came on `connection`, whatever it is.
+pub(crate) async fn answer(
+    gateway: Arc<Gateway>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Answer {
     let (head, incoming) = request.into_parts();
     let call = Call { gateway, head, request_id: Uuid::new_v4().to_string(), received: Instant::now() };
-    let mut answer = match respond(&call, incoming).await {
+    // Once the request is here whole, and until it is answered.
+    let mut serving = None;
+    let mut answer = match respond(&call, incoming, || serving = Some(connection.serve())).await {
         Ok(answer) => answer,
         Err(error) => error.answer(&call.request_id),
     };
@@ -69,10 +78,21 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
     if let Ok(Route::Invoke(_) | Route::Run(_)) = Route::of(&call.head.method, call.head.uri.path()) {
         invoke::mark_not_started(&mut answer);
     }
+    let answer = hold(&call, answer).await;
+    drop::<Option<Serving>>(serving);
     answer
 }
 
-async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
+/// Gives the answer its share of the memory for answers.
+async fn hold(call: &Call, answer: Answer) -> Answer {
+    let (head, body) = answer.into_parts();
+    let Ok(body) = body.collect().await;
+    let bytes = answer::hold(body.to_bytes(), &call.gateway.answers).await;
+    Response::from_parts(head, Full::new(bytes))
+}
+
+/// Calls `arrived` when all of the request is here.
+async fn respond(call: &Call, incoming: Incoming, arrived: impl FnOnce()) -> Result<Answer, ApiError> {
     let limits = &call.gateway.config.limits;
     let (route, presented) = match admit(call) {
         Ok(admitted) => admitted,
@@ -84,8 +104,9 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
             return Err(error);
         }
     };
-    if route == Route::Health {
-        return Ok(health(call));
+    if matches!(route, Route::Health | Route::Ready) {
+        arrived();
+        return if route == Route::Health { Ok(health(call)) } else { ready(call) };
     }
     let (limit, operation) = match &route {
         Route::Create => (MAX_DEPLOY, "CreateFunction"),
@@ -98,6 +119,7 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
     };
     let read = body::read(incoming, limit, limits.body, &call.gateway.bodies).await;
     let body = read.map_err(|error| call.unread(error, &route, limit, operation))?;
+    arrived();
     if let Some(presented) = presented {
         let target = call.target();
         presented.verify(call.head.method.as_str(), target, &call.head.headers, &body.bytes)?;
@@ -109,8 +131,9 @@ async fn respond(call: &Call, incoming: Incoming) -> Result<Answer, ApiError> {
 fn admit(call: &Call) -> Result<(Route, Option<Presented<'_>>), ApiError> {
     let route = Route::of(&call.head.method, call.head.uri.path())?;
     let keyless = match &route {
-        Route::Health => return Ok((route, None)),
-        Route::Run(name) => call.may_run(name),
+        Route::Health | Route::Ready => return Ok((route, None)),
+        Route::Run(name) => call.has_token() || call.is_public(name),
+        Route::Metrics => call.has_token(),
         _ => matches!(call.gateway.config.auth, Auth::Open),
     };
     let presented = if keyless { None } else { Some(call.presented()?) };
@@ -122,7 +145,8 @@ fn admit(call: &Call) -> Result<(Route, Option<Presented<'_>>), ApiError> {
 
 async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiError> {
     match route {
-        Route::Health => Err(ApiError::service("health is answered before")),
+        Route::Health | Route::Ready => Err(ApiError::service("it is answered before")),
+        Route::Metrics => metrics(call).await,
         Route::Create => functions::create(call, body).await,
         Route::List => functions::list(call),
         Route::Get(f) => functions::get(call, &f),
@@ -146,6 +170,22 @@ fn health(call: &Call) -> Answer {
     let runtimes: Vec<String> = call.gateway.config.interpreters.iter().map(runtime_name).collect();
     let version = env!("CARGO_PKG_VERSION");
     json(StatusCode::OK, &serde_json::json!({ "status": "ok", "version": version, "runtimes": runtimes }))
+}
+
+/// Whether requests should be sent here.
+fn ready(call: &Call) -> Result<Answer, ApiError> {
+    if call.gateway.is_draining() {
+        return Err(ApiError::unavailable("the server is stopping"));
+    }
+    Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ready" })))
+}
+
+/// See [`crate::metrics`].
+async fn metrics(call: &Call) -> Result<Answer, ApiError> {
+    let now = call.gateway.now().await.map_err(|error| ApiError::service(&error))?;
+    let mut answer = Response::new(Full::new(call.gateway.metrics.text(&now).into()));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(crate::metrics::CONTENT_TYPE));
+    Ok(answer)
 }
 
 /// A function's log from `?after=` on (as given by `x-sock-log-next`), or its end.
@@ -195,12 +235,16 @@ impl Call {
         }
     }
 
-    /// Whether a request may run a function without a signature.
-    fn may_run(&self, name: &str) -> bool {
+    /// Whether the request carries a secret as its bearer token, or none is asked for.
+    fn has_token(&self) -> bool {
         let Auth::Keys(keys) = &self.gateway.config.auth else { return true };
         let bearer = self.header(AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
-        let public = || functions::find(self, name).is_ok_and(|entry| entry.record.is_public());
-        bearer.is_some_and(|token| keys.is_secret(token.trim())) || public()
+        bearer.is_some_and(|token| keys.is_secret(token.trim()))
+    }
+
+    /// Whether anybody may run the function.
+    fn is_public(&self, name: &str) -> bool {
+        functions::find(self, name).is_ok_and(|entry| entry.record.is_public())
     }
 
     /// Why there is no body, in the API's words.

@@ -49,10 +49,16 @@ pub struct GatewayLimits {
     pub head: Duration,
     /// How long a client may take to send a request's body.
     pub body: Duration,
+    /// How long a client may take no byte of its answer.
+    pub answer: Duration,
     /// Bytes of all request bodies together.
     pub bodies_bytes: u32,
-    /// Asynchronous invocations that are accepted and not finished.
+    /// Bytes of all answers together that are on their way out; small ones are not counted.
+    pub answers_bytes: u32,
+    /// Asynchronous events that are accepted and have not run.
     pub events: usize,
+    /// How long after it failed for the first time an event is tried again.
+    pub retry: Duration,
     /// Deployments that install at a time.
     pub installs: usize,
     /// How long running invocations get to finish when the server stops.
@@ -64,11 +70,15 @@ pub struct GatewayLimits {
 impl Default for GatewayLimits {
     fn default() -> Self {
         Self {
-            connections: 4096,
+            // Idle ones cost about 15 KB each.
+            connections: 16_384,
             head: Duration::from_secs(60),
             body: Duration::from_secs(60),
+            answer: Duration::from_secs(60),
             bodies_bytes: 512 << 20,
-            events: 256,
+            answers_bytes: 512 << 20,
+            events: 10_000,
+            retry: Duration::from_secs(60),
             installs: 2,
             drain: Duration::from_secs(30),
             bundle: BundleLimits::default(),

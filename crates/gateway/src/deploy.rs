@@ -146,8 +146,12 @@ async fn finish(
         Ok(installed) => {
             let packages = installed.as_ref().map_or(0, |installed| installed.view.entries.len());
             info!(function = %name, revision, packages, "deployed");
+            gateway.metrics.deployment("live");
         }
-        Err(failure) => warn!(function = %name, revision, reason = failure.reason, "deployment failed"),
+        Err(failure) => {
+            warn!(function = %name, revision, reason = failure.reason, "deployment failed");
+            gateway.metrics.deployment("failed");
+        }
     }
     let (runner, deleted) = (gateway.runner.clone(), name.clone());
     let write = tokio::task::spawn_blocking(move || {

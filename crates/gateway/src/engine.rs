@@ -21,14 +21,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{Files, InstanceId, Reply, Request};
+use sock_isolation::launcher::wire::{Counts, Files, InstanceId, Reply, Request};
 use sock_isolation::{Command, Exit, Role};
 use sock_zygote::frames::{self, InvokeHeader, Kind};
 use sock_zygote::runtime::{self, Entry};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::names::FunctionName;
-use crate::runner::{BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind};
+use crate::runner::{
+    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
+};
 use function::Prepared;
 use launcher::Launcher;
 use process::{Output, Peer, PeerError};
@@ -595,6 +597,26 @@ impl Runner for Engine {
 
     fn invoke(&self, function: Arc<Function>, invocation: Invocation) -> BoxFuture<'_, Outcome> {
         Box::pin(self.run(function, invocation))
+    }
+
+    fn counts(&self) -> BoxFuture<'_, Result<RunnerCounts, String>> {
+        Box::pin(async move {
+            let counted = self.launcher.call(Request::Count).await.map_err(|error| error.to_string())?;
+            let (Reply::Counts(counts), _) = counted else {
+                return Err("the launcher answered something else".into());
+            };
+            let Counts { zygotes, slots, spares, instances, dying, leaks } = counts;
+            let idle = lock(&self.idle).count;
+            Ok(RunnerCounts {
+                running: instances.saturating_sub(idle),
+                idle,
+                zygotes,
+                slots,
+                spares,
+                dying,
+                leaks,
+            })
+        })
     }
 
     fn retire(&self, name: &FunctionName) {

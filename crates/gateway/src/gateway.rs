@@ -15,9 +15,12 @@ use tracing::{info, warn};
 
 use crate::bundle::{BundleError, Bundles};
 use crate::config::{Auth, GatewayConfig};
+use crate::events::{self, Events};
+use crate::http::connections::Connections;
 use crate::keys::KeyError;
 use crate::lock::{self, NotTaken};
 use crate::logs::Logs;
+use crate::metrics::{Metrics, Now};
 use crate::names::FunctionName;
 use crate::registry::record::Status;
 use crate::registry::{Entry, Registry, RegistryError};
@@ -80,15 +83,21 @@ pub(crate) struct Gateway {
     pub(crate) bundles: Bundles,
     pub(crate) logs: Logs,
     pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) connections: Arc<Connections>,
     /// Memory for request bodies, in units of [`BODY_UNIT`].
     pub(crate) bodies: Arc<Semaphore>,
+    /// Likewise for answers.
+    pub(crate) answers: Arc<Semaphore>,
     /// Asynchronous invocations.
-    pub(crate) events: Arc<Semaphore>,
+    pub(crate) events: Events,
+    pub(crate) metrics: Metrics,
     pub(crate) installs: Semaphore,
     pub(crate) unpacking: Semaphore,
     pub(crate) progress: Mutex<HashMap<FunctionName, String>>,
     busy: Arc<Semaphore>,
     draining: AtomicBool,
+    /// Bundles that no function needs, and unfinished ones, at start.
+    unfinished: usize,
     /// Held as long as the server runs.
     _lock: Flock<File>,
 }
@@ -109,6 +118,7 @@ pub async fn serve(
     }
     let gateway = Arc::new(Gateway::open(config, runner)?);
     gateway.resume()?;
+    events::resume(&gateway)?;
     info!(%address, functions = gateway.registry.all().len(), "serving");
     http::serve(&gateway, listener, shutdown).await.map_err(ServeError::Listen)?;
     info!("stopped");
@@ -132,9 +142,14 @@ impl Gateway {
         }
         let logs = Logs::open(dir.join("logs")).map_err(at("logs"))?;
         let limits = &config.limits;
+        let memory = |bytes: u32| Arc::new(Semaphore::new((bytes / BODY_UNIT) as usize));
         Ok(Self {
-            bodies: Arc::new(Semaphore::new((limits.bodies_bytes / BODY_UNIT) as usize)),
-            events: Arc::new(Semaphore::new(limits.events)),
+            connections: Connections::new(limits.connections),
+            bodies: memory(limits.bodies_bytes),
+            answers: memory(limits.answers_bytes),
+            events: Events::open(&dir.join("sock.db"), limits.events)?,
+            metrics: Metrics::new(),
+            unfinished: removed,
             installs: Semaphore::new(limits.installs),
             unpacking: Semaphore::new(UNPACKING),
             progress: Mutex::default(),
@@ -157,6 +172,32 @@ impl Gateway {
             .iter()
             .filter(unfinished)
             .try_for_each(|entry| deploy::resume(self, &entry.record))
+    }
+
+    /// What `/metrics` tells of this moment.
+    pub(crate) async fn now(self: &Arc<Self>) -> Result<Now, String> {
+        let runner = self.runner.counts().await?;
+        let gateway = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let events = gateway.events.count().map_err(|error| deploy::chain(&error))?;
+            Ok::<_, String>((events, gateway.config.packages.bytes()))
+        });
+        let (events, installed) = read.await.map_err(|panic| panic.to_string())??;
+        let all = self.registry.all();
+        let codes = all.iter().flat_map(|entry| {
+            let live = entry.record.live.iter().map(|live| &live.code);
+            live.chain([&entry.record.wanted.code]).map(|code| (code.sha256.as_str(), code.size))
+        });
+        // One bundle may be of several functions.
+        let handlers = codes.collect::<HashMap<&str, u64>>().values().sum();
+        Ok(Now {
+            runner,
+            connections: self.connections.count(),
+            events,
+            functions: all.len(),
+            cache_bytes: [handlers, installed],
+            unfinished: self.unfinished,
+        })
     }
 
     /// Marks work that has to end before the server does. Nothing if there is too much of it.

@@ -1,10 +1,12 @@
 //! Connections: accepting them, bounding them, ending them.
 //!
 //! Each connection is a task with HTTP/1.1 on it. What a client can make this process hold is bounded: the number of
-//! connections, the size of a request's head, the time to send it, and (see [`body`]) the bytes of bodies. Beyond the
-//! number of connections new ones wait in the kernel's queue.
+//! connections (see [`connections`]), the size of a request's head, the time to send it and to take an answer, and (see
+//! [`body`]) the bytes of requests' bodies and of answers.
 
+pub(crate) mod answer;
 pub(crate) mod body;
+pub(crate) mod connections;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,18 +19,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
+use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, warn};
 
 use crate::api;
 use crate::gateway::Gateway;
+use connections::Connection;
 
 /// The largest head of a request.
 const MAX_HEAD: usize = 64 << 10;
 /// How long to wait when the kernel has no descriptor for a connection.
 const BREATHER: Duration = Duration::from_millis(50);
+/// How long answers of what has just ended may take on their way out when the server stops.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Accepts until `shutdown` is done, then lets what runs finish.
+/// Accepts until `shutdown` is done, then lets what runs finish. Whoever comes meanwhile is told to come back.
 pub(crate) async fn serve(
     gateway: &Arc<Gateway>,
     listener: std::net::TcpListener,
@@ -37,61 +43,70 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let limits = &gateway.config.limits;
-    let room = Arc::new(Semaphore::new(limits.connections as usize));
     let (closing, closed) = watch::channel(());
-    let mut shutdown = pin!(shutdown);
+    let mut accepting = pin!(accept(gateway, &listener, &closed));
+    tokio::select! {
+        () = shutdown => {}
+        () = accepting.as_mut() => {}
+    }
+    gateway.drain();
+    drop(closing);
+    tokio::select! {
+        () = accepting.as_mut() => {}
+        idle = tokio::time::timeout(limits.drain, gateway.idle()) => if idle.is_err() {
+            warn!("stopping although invocations still run: they took longer than the time to finish");
+        }
+    }
+    let _ = tokio::time::timeout(LAST_ANSWERS, gateway.connections.none()).await;
+    Ok(())
+}
+
+/// For ever.
+async fn accept(gateway: &Arc<Gateway>, listener: &TcpListener, closed: &watch::Receiver<()>) {
     loop {
-        let next = async {
-            let place = room.clone().acquire_owned().await.map_err(io::Error::other)?;
-            listener.accept().await.map(|(stream, _)| (stream, place))
-        };
-        tokio::select! {
-            () = &mut shutdown => break,
-            accepted = next => match accepted {
-                Ok((stream, place)) => {
-                    tokio::spawn(connection(gateway.clone(), stream, place, closed.clone()));
-                }
-                Err(error) => {
-                    warn!(%error, "failed to accept a connection");
-                    tokio::time::sleep(BREATHER).await;
-                }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let place = gateway.connections.admit().await;
+                tokio::spawn(connection(gateway.clone(), stream, place, closed.clone()));
+            }
+            Err(error) => {
+                warn!(%error, "failed to accept a connection");
+                tokio::time::sleep(BREATHER).await;
             }
         }
     }
-    drop(listener);
-    gateway.drain();
-    drop(closing);
-    let quiet = async {
-        gateway.idle().await;
-        // Answers of what has just ended are still on their way out.
-        let _ = room.acquire_many(limits.connections).await;
-    };
-    if tokio::time::timeout(limits.drain, quiet).await.is_err() {
-        warn!("stopping although invocations still run: they took longer than the time to finish");
-    }
-    Ok(())
 }
 
 async fn connection(
     gateway: Arc<Gateway>,
     stream: TcpStream,
-    _place: OwnedSemaphorePermit,
+    place: Arc<Connection>,
     mut closed: watch::Receiver<()>,
 ) {
     // Answers are small and awaited.
     let _ = stream.set_nodelay(true);
-    let head = gateway.config.limits.head;
-    let service = service_fn(move |request| {
-        let gateway = gateway.clone();
-        async move { Ok::<_, Infallible>(api::answer(gateway, request).await) }
-    });
+    let limits = &gateway.config.limits;
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits.answer));
+    let head = limits.head;
+    let service = {
+        let place = place.clone();
+        service_fn(move |request| {
+            let (gateway, place) = (gateway.clone(), place.clone());
+            async move { Ok::<_, Infallible>(api::answer(gateway, place, request).await) }
+        })
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        // Who has sent all that it has to say may close that direction, and still gets its answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        biased;
+        () = place.sent_away() => return debug!("a connection was closed to make room for another"),
         ended = connection.as_mut() => ended,
         _ = closed.changed() => {
             connection.as_mut().graceful_shutdown();

@@ -3,6 +3,7 @@
 //! ```text
 //! http ─▶ api ─▶ registry (SQLite, memory)         what there is
 //!          │ └─▶ deploy ─▶ bundle, packages        what a deployment needs
+//!          ├───▶ events (SQLite)                   what was accepted and has not run
 //!          └───▶ runner: a trait                   what runs it
 //!                  └─ engine ─▶ launcher, zygotes, instances
 //! supervisor ─▶ ordinary (this process, without rights) and the launcher
@@ -17,11 +18,13 @@ mod config;
 mod deploy;
 mod doctor;
 mod engine;
+mod events;
 mod gateway;
 mod http;
 mod keys;
 mod lock;
 mod logs;
+mod metrics;
 mod names;
 mod ordinary;
 mod registry;
@@ -38,9 +41,10 @@ pub use keys::{AccessKey, KeyError, Keys};
 pub use names::{FunctionName, FunctionRef, LATEST, NameError, Realm};
 pub use registry::RegistryError;
 pub use runner::{
-    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, StartKind, ThrottleLimit,
+    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
+    ThrottleLimit,
 };
-pub use supervisor::{ServeOptions, SuperviseError, supervise};
+pub use supervisor::{LogFormat, ServeOptions, SuperviseError, supervise};
 
 /// The README's example is compiled with the documentation's.
 #[cfg(doctest)]

@@ -8,22 +8,22 @@ use std::path::PathBuf;
 use nix::sys::signal::{SigSet, Signal};
 use sock_pkgcache::{Interpreter, Sources};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::config::{Auth, GatewayConfig};
 use crate::doctor::DEFAULT_PYTHON;
 use crate::engine::{Engine, EngineOptions};
 use crate::keys::{AccessKey, Keys};
-use crate::supervisor::ServeOptions;
+use crate::supervisor::{LogFormat, ServeOptions};
 
 /// Serves until SIGTERM. Called in a process that has given up root and has one thread yet.
-pub(crate) fn run(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd) -> Result<(), String> {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("SOCK_LOG")
-                .unwrap_or_else(|_| "warn,sock_gateway=info".into()),
-        )
-        .init();
+/// `launcher` is the socket of requests to it; on the other pipe a byte says that the server serves.
+pub(crate) fn run(
+    options: &ServeOptions,
+    listener: TcpListener,
+    (launcher, serving): (OwnedFd, OwnedFd),
+) -> Result<(), String> {
+    let _written = log(options.log_format);
     // The supervisor waits for this signal by a descriptor and has blocked it; here it has to arrive.
     SigSet::from(Signal::SIGTERM).thread_unblock().map_err(|errno| errno.to_string())?;
     // One processor is left to the functions. A request that hops between two workers pays for waking the other: on a
@@ -31,12 +31,37 @@ pub(crate) fn run(options: &ServeOptions, listener: TcpListener, launcher: Owned
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = processors.saturating_sub(1).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
-    runtime
-        .map_err(|error| format!("failed to start the runtime: {error}"))?
-        .block_on(serve(options, listener, launcher))
+    runtime.map_err(|error| format!("failed to start the runtime: {error}"))?.block_on(serve(
+        options,
+        listener,
+        (launcher, serving),
+    ))
 }
 
-async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd) -> Result<(), String> {
+/// Lines that may wait to be written. Beyond that they are dropped, rather than have requests wait for whoever reads them.
+const LOG_QUEUE: usize = 16_384;
+
+/// Starts logging to standard error, by a thread of its own, until what it returns is dropped.
+fn log(format: LogFormat) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_QUEUE)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SOCK_LOG")
+        .unwrap_or_else(|_| "warn,sock_gateway=info".into());
+    let subscriber = tracing_subscriber::fmt().with_writer(writer).with_env_filter(filter);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(false).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    guard
+}
+
+async fn serve(
+    options: &ServeOptions,
+    listener: TcpListener,
+    (launcher, serving): (OwnedFd, OwnedFd),
+) -> Result<(), String> {
     let mut stop = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let interpreters = interpreters(&options.pythons)?;
     let (index_url, find_links) = (options.index_url.clone(), options.find_links.clone());
@@ -59,6 +84,8 @@ async fn serve(options: &ServeOptions, listener: TcpListener, launcher: OwnedFd)
     println!("serving http://{address}");
     // Whoever started the server may have closed its end by now.
     let _ = std::io::stdout().flush();
+    // The supervisor is there: this process dies with it.
+    let _ = std::fs::File::from(serving).write_all(b"1");
     let shutdown = async move {
         stop.recv().await;
     };

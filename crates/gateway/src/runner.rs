@@ -145,6 +145,25 @@ pub struct Phases {
     pub handler: Duration,
 }
 
+/// What a runner holds at a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunnerCounts {
+    /// Instances that run an invocation, or are made for one.
+    pub running: usize,
+    /// Instances that wait for the next.
+    pub idle: usize,
+    /// Zygotes.
+    pub zygotes: usize,
+    /// Containers without a process of a function's.
+    pub slots: usize,
+    /// Processes that wait for a function.
+    pub spares: usize,
+    /// Containers that are being taken away.
+    pub dying: usize,
+    /// What an earlier server had left behind and this one's start removed.
+    pub leaks: usize,
+}
+
 /// Runs functions.
 pub trait Runner: Send + Sync + 'static {
     /// Gets ready for invocations of a function that is about to become active, or for its new revision. The error is what
@@ -155,6 +174,11 @@ pub trait Runner: Send + Sync + 'static {
 
     /// Runs one invocation to its end, whatever the end is. The caller lets the future finish, also if its client has left.
     fn invoke(&self, function: Arc<Function>, invocation: Invocation) -> BoxFuture<'_, Outcome>;
+
+    /// What there is at this moment.
+    fn counts(&self) -> BoxFuture<'_, Result<RunnerCounts, String>> {
+        Box::pin(std::future::ready(Ok(RunnerCounts::default())))
+    }
 
     /// The function was deleted: running invocations may finish, and nothing else of it is kept.
     fn retire(&self, name: &FunctionName);

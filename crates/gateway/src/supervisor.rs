@@ -15,18 +15,19 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, OFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::pipe2;
 use sock_isolation::launcher::{self, server};
 use sock_isolation::process::{self, Child};
 use sock_isolation::{Exit, Host, HostOptions, IdClash, IdRange, NoBase, SyscallError, Template};
 
 use crate::lock::{self, NotTaken};
+use crate::registry::LAYOUT;
 
 /// What `sock serve` is started with.
 #[derive(Debug, Clone)]
@@ -47,8 +48,19 @@ pub struct ServeOptions {
     pub require_cgroup_limits: bool,
     /// Interpreters of the base, the first is the default. Empty: `/usr/bin/python3`.
     pub pythons: Vec<PathBuf>,
+    /// How the log on standard error is written.
+    pub log_format: LogFormat,
     /// The host's user ids for containers; nothing: the first of [`IdRange::choices`] that no other server has.
     pub ids: Option<IdRange>,
+}
+
+/// What lines of a log look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// An object a line.
+    Json,
 }
 
 /// Why the server does not start, or stopped.
@@ -80,6 +92,16 @@ pub enum SuperviseError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// Written by a newer program.
+    #[error(
+        "the data directory {path} has layout {found}, and this program knows {LAYOUT}: run the newer sock that made it, or choose another --data-dir"
+    )]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// What its `layout` says.
+        found: String,
     },
     /// Somebody else serves it.
     #[error(
@@ -122,13 +144,14 @@ pub enum SuperviseError {
     /// The gateway found something that starting it again will not mend, and has said what.
     #[error("the server did not start, for the reason above")]
     Refused,
-    /// The processes die as soon as they are started.
-    #[error("the server's processes died {0} times within a minute; see the messages above")]
-    Dying(usize),
+    /// The processes die before they serve anybody.
+    #[error("the server's processes died {0} times in a row before they could serve; see the messages above")]
+    Dying(u32),
 }
 
-// More restarts than this within a minute are not bad luck.
-const MAX_RESTARTS: usize = 5;
+/// Starts in a row that come to nothing before it is no bad luck any more. Processes that have served are started again
+/// without end: an operator who kills them, or a kernel short of memory, must not end the server.
+const MAX_FAILED_STARTS: u32 = 5;
 
 /// Serves until SIGTERM or SIGINT; then lets running invocations finish.
 pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
@@ -143,6 +166,7 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     check_limits(options)?;
     let template = template()?;
+    check_layout(&options.data_dir)?;
     make_root(&options.data_dir)?;
     let _lock = lock(&options.data_dir)?;
     let (ids, _ids_lock) = choose_ids(options, &read("/etc/passwd"), &read("/etc/subuid"))?;
@@ -155,11 +179,13 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let system = |call| move |errno| SyscallError { call, path: None, errno };
     signals.thread_block().map_err(system("sigprocmask"))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(system("signalfd"))?;
-    let mut restarts: Vec<Instant> = Vec::new();
+    let mut failed_starts = 0;
     loop {
         let (ours, theirs) = launcher::socket_pair()?;
         let launcher = start_launcher(options, ids, &template, (theirs, &ours))?;
-        let gateway = start_gateway(options, ids, &listener, ours)?;
+        // The gateway says on it that it serves.
+        let (serving, says) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(system("pipe2"))?;
+        let gateway = start_gateway(options, ids, &listener, (ours, says))?;
         match wait(&signals, &launcher, &gateway)? {
             End::Asked => {
                 gateway.signal(Signal::SIGTERM as i32)?;
@@ -180,10 +206,10 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
                 );
             }
         }
-        restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
-        restarts.push(Instant::now());
-        if restarts.len() > MAX_RESTARTS {
-            return Err(SuperviseError::Dying(restarts.len()));
+        let served = matches!(nix::unistd::read(&serving, &mut [0]), Ok(1));
+        failed_starts = if served { 0 } else { failed_starts + 1 };
+        if failed_starts == MAX_FAILED_STARTS {
+            return Err(SuperviseError::Dying(failed_starts));
         }
     }
 }
@@ -333,8 +359,24 @@ fn make_root(root: &Path) -> Result<(), SuperviseError> {
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(data(root))
 }
 
+/// What says how the data directory is laid out.
+const LAYOUT_FILE: &str = "layout";
+
+/// Before anything in it is touched.
+fn check_layout(root: &Path) -> Result<(), SuperviseError> {
+    let path = root.join(LAYOUT_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim().parse().is_ok_and(|found: i64| found <= LAYOUT) => Ok(()),
+        Ok(text) => Err(SuperviseError::Newer { path: root.to_owned(), found: text.trim().to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(data(&path)(error)),
+    }
+}
+
 /// Makes what is in the data directory, which belongs to the gateway's user and to nobody else.
 fn prepare(root: &Path, ids: IdRange) -> Result<(), SuperviseError> {
+    let layout = root.join(LAYOUT_FILE);
+    fs::write(&layout, format!("{LAYOUT}\n")).map_err(data(&layout))?;
     let id = ids.gateway();
     chown(root, Some(id), Some(id)).map_err(data(root))?;
     for name in ["code", "packages", "logs"] {
@@ -392,14 +434,14 @@ fn start_gateway(
     options: &ServeOptions,
     ids: IdRange,
     listener: &TcpListener,
-    socket: OwnedFd,
+    (launcher, serving): (OwnedFd, OwnedFd),
 ) -> Result<Child, SuperviseError> {
     let listener =
         listener.try_clone().map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     let child = Child::fork(move || {
         let id = ids.gateway();
         let ordinary = process::become_ordinary(id).map_err(|error| error.to_string());
-        match ordinary.and_then(|()| crate::ordinary::run(options, listener, socket)) {
+        match ordinary.and_then(|()| crate::ordinary::run(options, listener, (launcher, serving))) {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("sock: gateway: {error}");

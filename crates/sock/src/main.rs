@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use sock_isolation::IdRange;
 
 /// Python functions on your own machine, each invocation in its own container.
@@ -97,9 +97,20 @@ struct Serve {
     /// Interpreter of the base system; may be repeated, the first is the default
     #[arg(long, value_name = "PATH")]
     python: Vec<PathBuf>,
+    /// What lines of the log on standard error look like; $SOCK_LOG chooses which (default: warn,sock_gateway=info)
+    #[arg(long, value_name = "FORMAT", env = "SOCK_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
     /// User ids for containers that nobody else has (default: the first free one from 1879048192:256 on)
     #[arg(long, value_name = "FIRST:BLOCKS")]
     id_range: Option<IdRange>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// An object a line
+    Json,
 }
 
 #[derive(Debug, Args)]

@@ -3,12 +3,11 @@
 //! An invocation is a task of its own. A client that leaves does not end it: it runs until it is done or its time is over,
 //! its lines go to the log, and its share of the server is given back then.
 //!
-//! Asynchronous events are accepted while there is room for them, and run at once. They are kept in memory: what was
-//! accepted and has not run is lost if the server is killed, and nothing is retried.
+//! Asynchronous events are on disk before they are accepted: see [`events`](crate::events).
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,13 +17,14 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
-use tracing::{debug, error};
+use tracing::{error, info};
 
 use super::error::ApiError;
 use super::functions::{lookup, reference};
 use super::settings::unsupported;
 use super::{Answer, Call, MAX_EVENT, empty};
 use crate::deploy::interpreter;
+use crate::events::{self, Event};
 use crate::gateway::Gateway;
 use crate::http::body::Body;
 use crate::names::LATEST;
@@ -90,7 +90,7 @@ pub(super) async fn invoke(call: &Call, function: &str, body: Body) -> Result<An
     let invocation = invocation(call, &body)?;
     match kind.as_str() {
         "DryRun" => return Ok(empty(StatusCode::NO_CONTENT)),
-        "Event" => return accept(call, live, invocation),
+        "Event" => return accept(call, live, invocation).await,
         "RequestResponse" => {}
         _ => return Err(ApiError::invalid("X-Amz-Invocation-Type must be RequestResponse, Event or DryRun")),
     }
@@ -187,19 +187,47 @@ fn client_context(text: &str) -> Option<String> {
     Some(serde_json::Value::from(object).to_string())
 }
 
-/// Answers at once and runs it in the background.
-fn accept(call: &Call, function: Arc<Function>, invocation: Invocation) -> Result<Answer, ApiError> {
-    let full = || ApiError::throttled("ConcurrentInvocationLimitExceeded");
-    let place = call.gateway.events.clone().try_acquire_owned().map_err(|_| full())?;
-    let busy = call.gateway.begin().ok_or_else(full)?;
-    // A slice of the connection's buffer would keep all of it alive.
-    let invocation = Invocation { event: Bytes::copy_from_slice(&invocation.event), ..invocation };
+/// Answers once it is on disk, and runs it in the background.
+async fn accept(call: &Call, function: Arc<Function>, invocation: Invocation) -> Result<Answer, ApiError> {
+    let Invocation { request_id, event, client_context, .. } = invocation;
+    let event =
+        Event { id: request_id.clone(), function: function.name.clone(), payload: event, client_context };
     let gateway = call.gateway.clone();
-    tokio::spawn(async move {
-        let _held = (place, busy);
-        perform(&gateway, function, invocation).await;
-    });
+    let write = tokio::task::spawn_blocking(move || gateway.events.accept(&event));
+    if !write.await.map_err(ApiError::panicked)?? {
+        return Err(ApiError::throttled("ConcurrentInvocationLimitExceeded"));
+    }
+    events::start(&call.gateway, request_id, Duration::ZERO);
     Ok(empty(StatusCode::ACCEPTED))
+}
+
+/// What came of an attempt to run an asynchronous event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The function returned.
+    Ran,
+    /// It did not, and that is its own fault.
+    Failed,
+    /// Nothing of it ran, for want of room or because the platform failed.
+    NoRoom,
+    /// It was deleted.
+    NoFunction,
+}
+
+/// Runs an asynchronous event once.
+pub(crate) async fn attempt(gateway: &Gateway, event: Event, received: Instant) -> Attempt {
+    let Some(entry) = gateway.registry.get(&event.function) else { return Attempt::NoFunction };
+    let live = entry.live.clone();
+    let runs =
+        |function: &Arc<Function>| interpreter(&gateway.config.interpreters, &function.runtime).is_some();
+    let Some(function) = live.filter(runs) else { return Attempt::NoRoom };
+    let Event { id, payload, client_context, .. } = event;
+    let invocation = Invocation { request_id: id, event: payload, received, client_context };
+    match perform(gateway, function, invocation).await.end {
+        End::Result(_) => Attempt::Ran,
+        End::Error(_) | End::Timeout(_) => Attempt::Failed,
+        End::Throttled(_) | End::Platform => Attempt::NoRoom,
+    }
 }
 
 /// Runs it as a task, so that it outlives its client.
@@ -221,24 +249,28 @@ async fn start(
 
 async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocation) -> Ended {
     let request_id = invocation.request_id.clone();
-    let began = Instant::now();
+    let received = invocation.received;
     let outcome = gateway.runner.invoke(function.clone(), invocation).await;
     let log = Bytes::from(lines(&function, &request_id, &outcome));
     if !log.is_empty() {
         gateway.logs.append(&function.name, log.clone()).await;
     }
-    let kind = kind(&outcome.result);
-    debug!(
+    let (kind, start, phases) = (kind(&outcome.result), outcome.start, outcome.phases);
+    gateway.metrics.invocation(kind, start.as_str(), &phases, outcome.log_truncated);
+    let us = |time: Duration| time.as_micros() as u64;
+    info!(
         request_id,
         function = %function.name,
-        start = outcome.start.as_str(),
+        start = start.as_str(),
         outcome = kind,
-        took_us = began.elapsed().as_micros() as u64,
-        init_us = outcome.phases.init.as_micros() as u64,
-        handler_us = outcome.phases.handler.as_micros() as u64,
+        took_us = us(received.elapsed()),
+        queue_us = us(phases.queue),
+        provision_us = us(phases.provision),
+        init_us = us(phases.init),
+        handler_us = us(phases.handler),
+        max_memory_mb = outcome.max_memory_mb,
         "invoked"
     );
-    let (start, phases) = (outcome.start, outcome.phases);
     Ended { end: end(&function, &request_id, outcome.result), start, phases, log }
 }
 

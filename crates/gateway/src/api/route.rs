@@ -9,6 +9,8 @@ use super::error::ApiError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
     Health,
+    Ready,
+    Metrics,
     Create,
     List,
     Get(String),
@@ -38,6 +40,8 @@ impl Route {
         let name = |text: &str| text.to_string();
         let route = match (method.as_str(), parts.as_slice()) {
             ("GET" | "HEAD", ["healthz"]) => Self::Health,
+            ("GET" | "HEAD", ["readyz"]) => Self::Ready,
+            ("GET", ["metrics"]) => Self::Metrics,
             ("POST", ["2015-03-31", "functions"]) => Self::Create,
             ("GET", ["2015-03-31", "functions"]) => Self::List,
             ("GET", ["2015-03-31", "functions", f]) => Self::Get(name(f)),

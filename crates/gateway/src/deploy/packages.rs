@@ -29,6 +29,11 @@ pub trait Packages: Send + Sync + 'static {
         request: &PackageRequest<'_>,
         progress: &mut dyn FnMut(String),
     ) -> Result<(Lock, View), PackagesError>;
+
+    /// Bytes on disk of everything that is installed; blocks.
+    fn bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Why packages could not be installed.
@@ -83,6 +88,10 @@ impl Packages for Installer {
         let mut bar = Bar::default();
         let view = self.store.install(&lock, request.python, &mut |step| progress(bar.after(step)))?;
         Ok((lock, view))
+    }
+
+    fn bytes(&self) -> u64 {
+        self.store.bytes()
     }
 }
 

@@ -90,16 +90,134 @@ fn a_head_that_is_too_large_is_refused() {
     assert_eq!(wire.line(), "HTTP/1.1 431 Request Header Fields Too Large");
 }
 
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// One that says nothing, one that is slow with its head, one that is slow with its body.
 #[test]
-fn more_connections_than_allowed_wait_for_their_turn() {
-    let (server, _dir) = open(|limits| limits.connections = 1);
-    let mut first = Wire::new(server.address);
-    first.say("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
-    assert_eq!(first.answer().0, OK);
-    let mut second = Wire::new(server.address);
-    second.say("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
-    drop(first);
-    assert_eq!(second.answer().0, OK);
+fn whoever_keeps_a_connection_waiting_longest_makes_room_for_the_next() {
+    let (server, _dir) = open(|limits| limits.connections = 3);
+    let mut silent = Wire::new(server.address);
+    silent.say(HEALTH);
+    assert_eq!(silent.answer().0, OK);
+    let mut head = Wire::new(server.address);
+    head.say("GET /healthz HT");
+    let mut body = Wire::new(server.address);
+    body.say("POST /run/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n");
+    assert_eq!((body.line().as_str(), body.line().as_str()), ("HTTP/1.1 100 Continue", ""));
+    for (idle, which) in [(&mut silent, "silent"), (&mut head, "head"), (&mut body, "body")] {
+        let mut next = Wire::new(server.address);
+        next.say(HEALTH);
+        assert_eq!(next.answer().0, OK);
+        // It waits from its answer on: behind the others.
+        assert!(idle.is_closed(), "{which}");
+        std::mem::forget(next);
+    }
+}
+
+#[test]
+fn a_connection_whose_request_runs_is_not_closed_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = GatewayLimits { connections: 1, ..GatewayLimits::default() };
+    let server = Server::start_with(GatewayConfig { auth: Auth::Open, limits, ..config(dir.path()) });
+    let create = Request::new("POST", FUNCTIONS, creation("slow", "app.slow").to_string());
+    assert_eq!(create.send(server.address).status, 201);
+    server.settled("slow");
+    let mut busy = Wire::new(server.address);
+    busy.say("POST /run/slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n[1]");
+    server.fake.until("it runs", |seen| seen.running == 1);
+    let mut next = Wire::new(server.address);
+    next.say(HEALTH);
+    server.fake.invocations.add_permits(1);
+    assert_eq!(busy.answer(), (OK.into(), "[1]".into()));
+    assert_eq!(next.answer().0, OK);
+    assert!(busy.is_closed());
+}
+
+#[test]
+fn requests_one_behind_the_other_are_answered_in_their_order() {
+    let (server, _dir) = open(|_| ());
+    let mut wire = Wire::new(server.address);
+    let request = |event: &str| {
+        let head = "POST /run/echo HTTP/1.1\r\nhost: x\r\ncontent-length";
+        format!("{head}: {}\r\n\r\n{event}", event.len())
+    };
+    wire.say(&["[1]", "[22]", "[333]"].map(request).concat());
+    for event in ["[1]", "[22]", "[333]"] {
+        assert_eq!(wire.answer(), (OK.into(), event.into()));
+    }
+}
+
+#[test]
+fn who_has_said_everything_and_listens_is_answered() {
+    let (server, _dir) = open(|_| ());
+    let mut wire = Wire::new(server.address);
+    wire.say("POST /run/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n[1]");
+    wire.close_one_way();
+    assert_eq!(wire.answer(), (OK.into(), "[1]".into()));
+    assert!(wire.is_closed());
+}
+
+/// A proxy in front that believes the other length would take the rest of the body for somebody else's request.
+#[test]
+fn a_body_whose_length_is_told_in_two_ways_is_refused() {
+    let (server, _dir) = open(|_| ());
+    for lengths in [
+        "content-length: 3\r\ncontent-length: 4",
+        "content-length: 3\r\ntransfer-encoding: chunked",
+        "content-length: 3, 4",
+        "content-length: -1",
+        "content-length: 99999999999999999999",
+        "transfer-encoding: gzip",
+        "transfer-encoding: chunked, identity",
+    ] {
+        let mut wire = Wire::new(server.address);
+        wire.say(&format!("POST /run/echo HTTP/1.1\r\nhost: x\r\n{lengths}\r\n\r\n[1]"));
+        assert_eq!(wire.line(), "HTTP/1.1 400 Bad Request", "{lengths}");
+    }
+    assert!(!server.fake.notes().contains(&"invoke echo".to_string()));
+}
+
+#[test]
+fn who_does_not_take_an_answer_is_given_up() {
+    let (server, _dir) = open(|limits| {
+        limits.answer = Duration::from_millis(50);
+        limits.answers_bytes = 6 << 20;
+    });
+    let event = format!("\"{}\"", "x".repeat(5 << 20));
+    let head = format!("POST /run/echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", event.len());
+    let mut deaf = Wire::new(server.address);
+    deaf.say(&format!("{head}{event}"));
+    // Its answer takes all the memory that there is for answers: the next one waits until it is given up.
+    let answer = Request::new("POST", "/run/echo", event.clone()).send(server.address);
+    assert_eq!((answer.status, answer.body.len()), (200, event.len()));
+}
+
+#[test]
+fn a_stopping_server_tells_who_comes_to_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(GatewayConfig { auth: Auth::Open, ..config(dir.path()) });
+    let create = Request::new("POST", FUNCTIONS, creation("slow", "app.slow").to_string());
+    assert_eq!(create.send(server.address).status, 201);
+    server.settled("slow");
+    let (mut busy, mut idle) = (Wire::new(server.address), Wire::new(server.address));
+    busy.say("POST /run/slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n[1]");
+    server.fake.until("it runs", |seen| seen.running == 1);
+    idle.say(HEALTH);
+    assert_eq!(idle.answer().0, OK);
+    let (fake, address) = (server.fake.clone(), server.address);
+    let stopped = server.stop(|| {
+        assert!(idle.is_closed(), "who has said nothing need not wait");
+        let late = Request::new("POST", "/run/slow", "[2]").send(address);
+        assert_eq!(
+            (late.status, late.header("x-amzn-errortype")),
+            (503, Some("ServiceUnavailableException"))
+        );
+        assert_eq!(Request::new("GET", "/readyz", "").send(address).status, 503);
+        fake.invocations.add_permits(1);
+        assert_eq!(busy.answer(), (OK.into(), "[1]".into()));
+    });
+    stopped.unwrap();
+    assert_eq!(fake.notes().iter().filter(|note| *note == "invoke slow").count(), 1);
 }
 
 #[test]

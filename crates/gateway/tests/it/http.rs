@@ -102,9 +102,17 @@ impl Wire {
         (first, String::from_utf8(body).unwrap())
     }
 
+    /// Says that nothing more will be said.
+    pub(crate) fn close_one_way(&mut self) {
+        self.0.shutdown(Shutdown::Write).unwrap();
+    }
+
     /// Whether the server has closed it.
     pub(crate) fn is_closed(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]), Ok(0))
+        match self.0.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
     }
 
     fn byte(&mut self) -> u8 {

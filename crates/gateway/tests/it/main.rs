@@ -6,6 +6,7 @@ mod boto3;
 mod concurrency;
 mod connections;
 mod deploying;
+mod events;
 mod fake;
 mod functions;
 mod http;

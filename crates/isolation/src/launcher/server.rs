@@ -17,7 +17,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, pipe2};
 
-use super::wire::{Answer, Asked, Files, InstanceId, MAX_MESSAGE, Reply, Request, StartZygote, ZygoteId};
+use super::wire::{
+    Answer, Asked, Counts, Files, InstanceId, MAX_MESSAGE, Reply, Request, StartZygote, ZygoteId,
+};
 use crate::builder::{self, Event, Made};
 use crate::cgroup::{Limits, Usage};
 use crate::error::{Context, SysResult};
@@ -286,12 +288,24 @@ impl Server {
             Request::Stats { instance } => {
                 self.instance(instance).map(|instance| Some(Reply::Stats { usage: usage(instance) }))
             }
+            Request::Count => Ok(Some(Reply::Counts(self.counts()))),
             Request::Destroy { instance } => self.destroy(id, instance).map(|()| None),
         };
         match result {
             Ok(None) => Ok(()),
             Ok(Some(reply)) => self.answer(id, Ok(reply), &[]),
             Err(error) => self.answer(id, Err(error), &[]),
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            zygotes: self.zygotes.len(),
+            slots: self.zygotes.values().map(|zygote| zygote.ready.len()).sum(),
+            spares: self.zygotes.values().map(|zygote| zygote.spares.len()).sum(),
+            instances: self.instances.len(),
+            dying: self.dying.len(),
+            leaks: self.host.removed(),
         }
     }
 

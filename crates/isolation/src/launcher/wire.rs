@@ -97,6 +97,8 @@ pub enum Request {
         /// Which one.
         instance: InstanceId,
     },
+    /// What the launcher has at this moment.
+    Count,
     /// End an instance. The reply comes when its last process is gone, and tells how its own process had ended.
     Destroy {
         /// Which one.
@@ -123,6 +125,8 @@ pub enum Reply {
         /// Of its memory.
         usage: Usage,
     },
+    /// See [`Request::Count`].
+    Counts(Counts),
     /// See [`Request::Destroy`].
     Destroyed {
         /// How its process had ended, by SIGKILL if it was running; `None` where the kernel does not tell (before 6.15, of a
@@ -133,6 +137,23 @@ pub enum Reply {
         /// Of its memory.
         usage: Usage,
     },
+}
+
+/// What a launcher has, in containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Zygotes.
+    pub zygotes: usize,
+    /// Slots that wait for a process.
+    pub slots: usize,
+    /// Spares that wait for a function.
+    pub spares: usize,
+    /// Instances.
+    pub instances: usize,
+    /// What was destroyed and is not gone yet.
+    pub dying: usize,
+    /// Cgroups of an earlier launcher that the start removed.
+    pub leaks: usize,
 }
 
 /// A request with its number.

@@ -67,6 +67,12 @@ impl Store {
         Ok(done)
     }
 
+    /// Bytes of all wheels that are installed. Blocks.
+    pub fn bytes(&self) -> u64 {
+        let wheels = fs::read_dir(self.root.join(WHEELS)).into_iter().flatten().flatten();
+        wheels.filter_map(|wheel| Facts::read(&wheel.path())).map(|facts| facts.bytes).sum()
+    }
+
     /// Gone by one rename; the rest is done at leisure, or by the next open after a crash.
     fn remove(&self, key: &Key) -> Result<(), StoreError> {
         let _held = self.lock_key(key)?;

@@ -7,7 +7,7 @@ use sock_gateway::{ServeOptions, supervise};
 use sock_isolation::doctor::Level;
 use sock_isolation::{Limits, RunOptions, run_command};
 
-use crate::{Local, Run, Serve, show};
+use crate::{Local, LogFormat, Run, Serve, show};
 
 pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
     let Serve {
@@ -19,6 +19,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         find_links,
         require_cgroup_limits,
         python,
+        log_format,
         id_range,
     } = options;
     supervise(&ServeOptions {
@@ -30,6 +31,10 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         find_links,
         require_cgroup_limits,
         pythons: python,
+        log_format: match log_format {
+            LogFormat::Text => sock_gateway::LogFormat::Text,
+            LogFormat::Json => sock_gateway::LogFormat::Json,
+        },
         ids: id_range,
     })?;
     Ok(ExitCode::SUCCESS)
