@@ -248,14 +248,20 @@ impl Machine<'_> {
     }
 }
 
+/// Of the console, after a panic.
+const PANIC_LINES: usize = 40;
+
 /// A panic shows on the console; anything else that ends QEMU is an end without a result.
 fn judge(console: &str, qemu: &str, code: Option<i32>) -> Outcome {
     let last = |text: &str, count: usize| {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(count)..].join("\n")
     };
-    if console.contains("Kernel panic") {
-        return Outcome::Panicked(last(console, 30));
+    if let Some(at) = console.find("Kernel panic") {
+        // From there on: how much the kernel says afterwards, and whether all of it gets out, differs from time to time.
+        let begin = console[..at].rfind('\n').map_or(0, |end| end + 1);
+        let said: Vec<&str> = console[begin..].lines().take(PANIC_LINES).collect();
+        return Outcome::Panicked(said.join("\n"));
     }
     Outcome::NoResult(format!("QEMU: {code:?} {}\nconsole: {}", qemu.trim(), last(console, 10)))
 }
@@ -302,7 +308,7 @@ impl Outcome {
                 format!("the machine's program failed: exit code {code}; logs are in {logs}")
             }
             Self::Panicked(said) => {
-                format!("the machine panicked; its console, in {logs}, ends with:\n{said}")
+                format!("the machine panicked; its console, in {logs}, then said:\n{said}")
             }
             Self::Hung => format!("the machine hangs: it no longer tells that it lives; logs are in {logs}"),
             Self::NoResult(said) => {

@@ -70,7 +70,7 @@ fn a_failure_is_the_programs_exit_code() {
 }
 
 #[test]
-fn a_panic_is_told_with_the_consoles_last_lines() {
+fn a_panic_is_told_with_what_the_console_said() {
     let (outcome, _directory) = run("echo c > /proc/sysrq-trigger", 120, 30);
     let Outcome::Panicked(said) = outcome else { panic!("{outcome:?}") };
     assert!(said.contains("Kernel panic - not syncing: sysrq triggered crash"), "{said}");
@@ -96,6 +96,15 @@ fn an_end_without_a_word_is_no_success() {
 #[test]
 fn a_run_that_takes_too_long_is_ended() {
     assert_eq!(run("sleep 600", 15, 30).0, Outcome::TimedOut);
+}
+
+#[test]
+fn a_long_trace_does_not_hide_what_the_panic_was() {
+    let trace = "[ 6.3]  a_function+0x5d/0x80\n".repeat(100);
+    let console = format!("[ 1.0] booting\n[ 6.2] Kernel panic - not syncing: why\n{trace}");
+    let Outcome::Panicked(said) = judge(&console, "", Some(0)) else { panic!("no panic") };
+    assert!(said.starts_with("[ 6.2] Kernel panic - not syncing: why\n[ 6.3]"), "{said}");
+    assert_eq!(said.lines().count(), PANIC_LINES);
 }
 
 #[test]
