@@ -179,13 +179,14 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let system = |call| move |errno| SyscallError { call, path: None, errno };
     signals.thread_block().map_err(system("sigprocmask"))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(system("signalfd"))?;
-    let mut failed_starts = 0;
+    let (mut ever_served, mut failed_starts) = (false, 0);
     loop {
         let (ours, theirs) = launcher::socket_pair()?;
         let launcher = start_launcher(options, ids, &template, (theirs, &ours))?;
         // The gateway says on it that it serves.
         let (serving, says) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(system("pipe2"))?;
         let gateway = start_gateway(options, ids, &listener, (ours, says))?;
+        let served;
         match wait(&signals, &launcher, &gateway)? {
             End::Asked => {
                 gateway.signal(Signal::SIGTERM as i32)?;
@@ -198,7 +199,10 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
                 let gateway = gateway.wait()?;
                 // The launcher sees the gateway's end close, ends every container, and exits.
                 let launcher = launcher.wait()?;
-                if gateway == Exit::Code(GATEWAY_REFUSED) {
+                served = matches!(nix::unistd::read(&serving, &mut [0]), Ok(1));
+                ever_served |= served;
+                // Of what it found once, it may find something else now: a program that it started was killed, say.
+                if gateway == Exit::Code(GATEWAY_REFUSED) && !ever_served {
                     return Err(SuperviseError::Refused);
                 }
                 eprintln!(
@@ -206,7 +210,6 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
                 );
             }
         }
-        let served = matches!(nix::unistd::read(&serving, &mut [0]), Ok(1));
         failed_starts = if served { 0 } else { failed_starts + 1 };
         if failed_starts == MAX_FAILED_STARTS {
             return Err(SuperviseError::Dying(failed_starts));

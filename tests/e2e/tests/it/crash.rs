@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::server::{Process, Server, processes, tests};
 
 /// Where cgroup2 is mounted.
-fn mount() -> PathBuf {
+pub(crate) fn mount() -> PathBuf {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = mountinfo.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
     line.split(' ').nth(4).unwrap().into()
@@ -21,7 +21,7 @@ fn group_of(process: &Process) -> String {
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
 }
 
-fn mounts(data: &Path) -> usize {
+pub(crate) fn mounts(data: &Path) -> usize {
     let data = data.to_str().unwrap();
     let tables =
         processes().into_iter().filter_map(|p| fs::read_to_string(format!("/proc/{}/mountinfo", p.pid)).ok());
@@ -29,7 +29,7 @@ fn mounts(data: &Path) -> usize {
 }
 
 /// A server with instances of two functions, one of them busy.
-fn with_instances(data: &Path) -> Server {
+pub(crate) fn with_instances(data: &Path) -> Server {
     let server = Server::start(data);
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "60"]);
     server.deploy(&tests("functions/echo"), "echo", &["--handler", "main.handler"]);
@@ -80,7 +80,7 @@ fn a_stop_leaves_nothing() {
 
 /// What a server has of the machine: after a death as much as before it, or something is left.
 #[derive(Debug, PartialEq, Eq)]
-struct Holdings {
+pub(crate) struct Holdings {
     processes: usize,
     /// Of all mount namespaces that its processes are in.
     mounts: usize,
@@ -94,7 +94,7 @@ struct Holdings {
 }
 
 impl Holdings {
-    fn of(server: &Server, data: &Path) -> Self {
+    pub(crate) fn of(server: &Server, data: &Path) -> Self {
         let processes = server.processes();
         let networks: BTreeSet<_> = processes.iter().filter_map(|process| process.namespace("net")).collect();
         let tables: BTreeMap<_, _> = processes
@@ -123,7 +123,7 @@ impl Holdings {
     }
 
     /// Once it no longer changes: slots and spares are made ahead.
-    fn settled(server: &Server, data: &Path) -> Self {
+    pub(crate) fn settled(server: &Server, data: &Path) -> Self {
         let mut last = Vec::new();
         let settled = server.wait_until(
             || {
@@ -138,13 +138,13 @@ impl Holdings {
 }
 
 /// The parent of a server's cgroups, by its name.
-fn group(server: &Server) -> String {
+pub(crate) fn group(server: &Server) -> String {
     let groups = server.processes().iter().map(group_of).find(|group| group.contains("/sock-")).unwrap();
     groups.split('/').find(|part| part.starts_with("sock-")).unwrap().to_owned()
 }
 
 /// Directories beneath a directory.
-fn directories(directory: &Path) -> usize {
+pub(crate) fn directories(directory: &Path) -> usize {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
@@ -180,7 +180,7 @@ fn survives(wanted: impl Fn(&Server, &Process) -> bool, count: usize, noticed: i
 }
 
 /// The listening socket stays with the supervisor: a request waits in it rather than fail.
-fn both_start_again(server: &Server) {
+pub(crate) fn both_start_again(server: &Server) {
     server.wait_for("starting both again");
 }
 
@@ -195,7 +195,7 @@ fn the_launchers_death_is_survived() {
 }
 
 /// Nobody but a zygote has capabilities without being root.
-fn is_zygote(process: &Process) -> bool {
+pub(crate) fn is_zygote(process: &Process) -> bool {
     process.uid != 0 && process.status("CapEff") != "0000000000000000"
 }
 

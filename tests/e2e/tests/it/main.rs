@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report, in its helpers too")]
 
+mod chaos;
 mod cli;
 mod crash;
 mod endings;

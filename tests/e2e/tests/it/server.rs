@@ -139,20 +139,39 @@ impl Server {
     }
 
     pub(crate) fn run(&self, name: &str, event: &Value) -> Answer {
+        self.try_run(name, event).unwrap()
+    }
+
+    /// As [`Server::run`]; the error is that of a connection that did not hold.
+    pub(crate) fn try_run(&self, name: &str, event: &Value) -> Result<Answer, ureq::Error> {
         let url = format!("{}/run/{name}", self.endpoint);
         let bearer = format!("Bearer {}", KEY.1.replace(' ', "-"));
-        let mut response =
-            self.agent.post(&url).header("authorization", &bearer).send(&event.to_string()).unwrap();
-        let text = response.body_mut().read_to_string().unwrap();
+        let mut response = self.agent.post(&url).header("authorization", &bearer).send(&event.to_string())?;
+        let text = response.body_mut().read_to_string()?;
         let header = |name: &str| {
             response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
         };
-        Answer {
+        Ok(Answer {
             status: response.status().as_u16(),
             start: header("x-sock-start"),
             timing: header("server-timing"),
             body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        }
+        })
+    }
+
+    /// A page that needs the token, as text.
+    pub(crate) fn page(&self, path: &str) -> String {
+        let bearer = format!("Bearer {}", KEY.1.replace(' ', "-"));
+        let response =
+            self.agent.get(format!("{}{path}", self.endpoint)).header("authorization", &bearer).call();
+        response.unwrap().body_mut().read_to_string().unwrap()
+    }
+
+    /// The sum of the metrics whose names and labels begin so.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let page = self.page("/metrics");
+        let lines = page.lines().filter(|line| line.starts_with(name));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
     /// All processes of the server and of its containers, itself included.
@@ -225,6 +244,13 @@ impl Process {
     pub(crate) fn kill(&self) {
         let killed = Command::new("/bin/kill").args(["-KILL", &self.pid.to_string()]).status();
         assert!(killed.unwrap().success());
+    }
+
+    /// As [`Process::kill`], of one that may have ended since it was seen.
+    pub(crate) fn try_kill(&self) {
+        if process(self.pid).as_ref() == Some(self) {
+            let _ = Command::new("/bin/kill").args(["-KILL", &self.pid.to_string()]).output();
+        }
     }
 
     /// A line of its status. proc_pid_status(5)

@@ -1,0 +1,155 @@
+//! kill -9 of whatever process of a server, in any order, at random moments, under load: the rest starts again what is
+//! its own, answers what it was asked and nothing else, and in the end there is nothing too much.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::crash::{
+    Holdings, both_start_again, directories, group, is_zygote, mount, mounts, with_instances,
+};
+use crate::server::{Process, Server};
+
+/// Emulated processors start a server in seconds instead of half a second.
+const KILLS: usize = if cfg!(feature = "machine") { 25 } else { 200 };
+/// Kills that may overlap, before the server gets time to answer again. One less than the starts in a row that a
+/// supervisor gives up after.
+const BURST: usize = 4;
+const CLIENTS: usize = 4;
+
+/// xorshift64: the moments and the victims, again the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+/// What a process of a server is. The server itself, whose death is the end of all the others, has a test of its own.
+fn kind(server: &Server, process: &Process) -> Option<&'static str> {
+    if process.pid == server.child.id() {
+        return None;
+    }
+    if process.is_child_of(server) {
+        return Some(if process.uid == 0 { "launcher" } else { "gateway" });
+    }
+    let name = process.status("Name");
+    let inside = process.status("NSpid").split_whitespace().count() > 1;
+    match (name.as_str(), inside) {
+        ("sock", false) => Some("builder"),
+        ("sock", true) => Some("init"),
+        _ if is_zygote(process) => Some("zygote"),
+        _ => Some("instance"),
+    }
+}
+
+fn gateway(server: &Server) -> Process {
+    let mut processes = server.processes().into_iter();
+    processes.find(|process| kind(server, process) == Some("gateway")).unwrap()
+}
+
+/// Cgroups that belong to no container.
+fn groups_too_many(server: &Server) -> i64 {
+    let containers: u64 =
+        ["sock_containers{", "sock_instances{"].map(|name| server.metric(name)).iter().sum();
+    directories(&mount().join(group(server))) as i64 - containers as i64
+}
+
+/// Asks until a right answer comes; how long that took.
+fn answers_again(server: &Server) -> Duration {
+    let began = Instant::now();
+    loop {
+        let answer = server.try_run("echo", &json!(["again"]));
+        if answer.is_ok_and(|answer| answer.status == 200 && answer.body == json!(["again"])) {
+            return began.elapsed();
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "no right answer for 60 s");
+    }
+}
+
+/// Asks for as long as it shall. Any answer but the right one is an error that says so, or none.
+fn ask(server: &Server, client: usize, stop: &AtomicBool, right: &AtomicUsize) {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        let event = json!([client, number]);
+        let Ok(answer) = server.try_run("echo", &event) else { continue };
+        if answer.status == 200 {
+            assert_eq!(answer.body, event, "somebody else's answer");
+            right.fetch_add(1, Ordering::Relaxed);
+        } else {
+            assert!([500, 502, 503].contains(&answer.status), "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn kill_9_of_anything_at_any_moment() {
+    let seed = u64::from(std::process::id()) << 20 | 0x50c4;
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    let data = tempfile::tempdir().unwrap();
+    let server = with_instances(data.path());
+    let before = Holdings::settled(&server, data.path());
+    let (stop, right) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let killed = Mutex::new(BTreeMap::<&str, usize>::new());
+    let mut waits = Vec::new();
+    std::thread::scope(|scope| {
+        let (server, stop, right) = (&server, &stop, &right);
+        for client in 0..CLIENTS {
+            scope.spawn(move || ask(server, client, stop, right));
+        }
+        // Whatever fails here, the clients have to be told.
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for number in 1..=KILLS {
+                let moment = Duration::from_micros(random.below(60_000) as u64);
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the moment is to be any: there is no event to wait for"
+                )]
+                std::thread::sleep(moment);
+                let mut kinds: BTreeMap<&str, Vec<Process>> = BTreeMap::new();
+                for process in server.processes() {
+                    if let Some(kind) = kind(server, &process) {
+                        kinds.entry(kind).or_default().push(process);
+                    }
+                }
+                if let Some((kind, processes)) = kinds.iter().nth(random.below(kinds.len().max(1))) {
+                    processes[random.below(processes.len())].try_kill();
+                    *killed.lock().unwrap().entry(kind).or_default() += 1;
+                }
+                if number % BURST == 0 {
+                    waits.push(answers_again(server));
+                }
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    waits.sort();
+    println!(
+        "{killed:?}; {right:?} right answers; back after {:?}, at worst {:?}",
+        waits[waits.len() / 2],
+        waits.last()
+    );
+    assert!(killed.lock().unwrap().len() >= 5, "{killed:?}");
+    // As many cgroups as the launcher has containers.
+    server.wait_until(|| groups_too_many(&server), |count| *count == 0);
+    // And as much as a server has that nobody did anything to.
+    gateway(&server).kill();
+    both_start_again(&server);
+    assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
+    assert_eq!(server.run("where", &json!({})).status, 200);
+    server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
+    let group = group(&server);
+    assert!(server.stop());
+    assert!(!mount().join(&group).exists(), "{group} is left");
+    assert_eq!(mounts(data.path()), 0);
+}
