@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nix::sys::signal::{SigSet, Signal};
+use sock_isolation::process;
 use sock_pkgcache::{Interpreter, Sources};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
@@ -78,6 +79,8 @@ async fn serve(
     if options.no_auth {
         config.auth = Auth::Open;
     }
+    let files = process::raise_file_limit().map_err(|error| error.to_string())?;
+    config.limits.connections = config.limits.connections.min(connections(files));
     let engine =
         Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), interpreters }).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -90,6 +93,13 @@ async fn serve(
         stop.recv().await;
     };
     crate::gateway::serve(listener, config, engine, shutdown).await.map_err(chain)
+}
+
+/// How many connections a process with so many open files may take on. The rest is for what requests need: a connection
+/// that finds no descriptor could not even send another one away.
+fn connections(files: u64) -> u32 {
+    const OTHERS: u64 = 2048;
+    u32::try_from(files.saturating_sub(OTHERS).max(files / 2)).unwrap_or(u32::MAX)
 }
 
 fn interpreters(paths: &[PathBuf]) -> Result<Vec<Interpreter>, String> {
@@ -106,4 +116,17 @@ fn chain(error: impl std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::connections;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest() {
+        // systemd's usual limits, and a shell's.
+        for (files, most) in [(524_288, 522_240), (20_000, 17_952), (4096, 2048), (1024, 512)] {
+            assert_eq!(connections(files), most);
+        }
+    }
 }

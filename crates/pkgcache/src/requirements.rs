@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use crate::url::redacted;
 use crate::{DistName, HashError, NameError, Sha256};
 
 /// Real files have a few hundred lines; this is for those who send a gigabyte.
@@ -251,9 +252,9 @@ fn refused_option(line: usize, text: &str) -> RequirementsError {
     RequirementsError::Option { line, option: shown(option), reason }
 }
 
-/// Enough of a line to find it, never all of a line that is a megabyte long.
+/// Enough of a line to find it, never all of a line that is a megabyte long, and no password that it may hold.
 fn shown(text: &str) -> String {
-    text.chars().take(120).collect()
+    redacted(text).chars().take(120).collect()
 }
 
 #[cfg(test)]

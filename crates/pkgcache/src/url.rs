@@ -45,17 +45,16 @@ struct Parts<'a> {
     scheme: &'a str,
     user: Option<&'a str>,
     host: &'a str,
-    rest: &'a str,
 }
 
 fn parts(url: &str) -> Option<Parts<'_>> {
     let (scheme, rest) = url.split_once("://")?;
-    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
     let (user, host) = match authority.rsplit_once('@') {
         Some((user, host)) => (Some(user), host),
         None => (None, authority),
     };
-    Some(Parts { scheme, user, host, rest })
+    Some(Parts { scheme, user, host })
 }
 
 /// Scheme, host and port, in one spelling.
@@ -66,12 +65,22 @@ fn origin(url: &str) -> Option<String> {
     Some(format!("{scheme}://{}", host.strip_suffix(default).unwrap_or(&host)))
 }
 
-/// A URL that can be shown: without its credentials.
-pub(crate) fn redacted(url: &str) -> String {
-    match parts(url) {
-        Some(Parts { scheme, user: Some(_), host, rest }) => format!("{scheme}://***@{host}{rest}"),
-        _ => url.into(),
+/// A URL, or a text with some in it, that can be shown: without credentials.
+pub(crate) fn redacted(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        let end = after.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(after.len());
+        let (authority, others) = after.split_at(end);
+        shown.push_str(before);
+        match authority.rsplit_once('@') {
+            Some((_, host)) => shown.extend(["***@", host]),
+            None => shown.push_str(authority),
+        }
+        rest = others;
     }
+    shown + rest
 }
 
 /// Undoes percent escapes: `%2B` is a plus, and local versions have one.
@@ -127,6 +136,9 @@ mod tests {
         let url = "https://user:s3cret@index.example/simple";
         assert_eq!(redacted(url), "https://***@index.example/simple");
         assert_eq!(redacted("https://index.example/@x"), "https://index.example/@x");
+        let line = "a @ https://u:s3cret@one.example, b @ git+ssh://s3cr@t@two.example/c";
+        assert_eq!(redacted(line), "a @ https://***@one.example, b @ git+ssh://***@two.example/c");
+        assert_eq!(redacted("://@"), "://***@");
         let sources = Sources { index_url: Some(url.into()), find_links: vec![url.into()], no_index: false };
         let shown = format!("{sources:?} {:?}", Credentials::of(&sources));
         assert!(!shown.contains("s3cret") && shown.contains("index.example"), "{shown}");

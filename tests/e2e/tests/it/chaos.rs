@@ -135,7 +135,8 @@ fn kill_9_of_anything_at_any_moment() {
     });
     waits.sort();
     println!(
-        "{killed:?}; {right:?} right answers; back after {:?}, at worst {:?}",
+        "{:?}; {right:?} right answers; back after {:?}, at worst {:?}",
+        killed.lock().unwrap(),
         waits[waits.len() / 2],
         waits.last()
     );

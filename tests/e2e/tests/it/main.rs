@@ -9,11 +9,13 @@ mod chaos;
 mod cli;
 mod crash;
 mod endings;
+mod http;
 mod inside;
 #[cfg(feature = "machine")]
 mod limits;
 #[cfg(feature = "machine")]
 mod many;
+mod operating;
 mod packages;
 mod server;
 mod starts;

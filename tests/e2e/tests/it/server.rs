@@ -59,10 +59,15 @@ pub(crate) fn tests(path: &str) -> PathBuf {
 
 impl Server {
     pub(crate) fn start(data: &Path) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    pub(crate) fn start_with(data: &Path, flags: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
         let mut child = Command::new(binary())
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data)
+            .args(flags)
             .env("SOCK_ACCESS_KEY", format!("{}:{}", KEY.0, KEY.1.replace(' ', "-")))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -197,12 +202,21 @@ impl Server {
 
     /// Ends it as an operator does; returns whether it ended well.
     pub(crate) fn stop(mut self) -> bool {
+        self.ask_to_stop();
+        self.ended();
+        self.child.wait().unwrap().success()
+    }
+
+    pub(crate) fn ask_to_stop(&self) {
         // Our own child, not waited for yet: nobody else can have its number.
         let pid = self.child.id().to_string();
         let told = Command::new("/bin/kill").args(["-TERM", &pid]).status().unwrap();
         assert!(told.success());
-        self.ended();
-        self.child.wait().unwrap().success()
+    }
+
+    /// All that it has said on standard error until its end.
+    pub(crate) fn everything_said(self) -> Vec<String> {
+        self.said.lock().unwrap().iter().collect()
     }
 
     fn ended(&mut self) {

@@ -1,0 +1,184 @@
+//! What an operator does with a server, and what it tells one: start, stop, start twice, read its log.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::server::{Server, binary, tests};
+
+const LOOPBACK: &str = "127.0.0.1:0";
+
+/// What `sock serve` says that does not start, and its exit status.
+fn refused(data: &Path, listen: &str, flags: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(binary());
+    command.args(["serve", "--listen", listen, "--data-dir"]).arg(data).args(flags);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    // What the machine lacks is said before.
+    let lines: Vec<&str> = said.lines().filter(|line| !line.contains("has no cgroup2 controllers")).collect();
+    (output.status.code(), lines.join("\n").replace(data.to_str().unwrap(), "DATA"))
+}
+
+#[test]
+fn sigterm_lets_what_runs_finish_and_turns_away_what_comes() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "60"]);
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| server.run("where", &json!({"wait": true})));
+        let working = || {
+            let files = server.processes().into_iter().map(|process| process.inside("/tmp/working"));
+            files.filter(|file| file.exists()).collect::<Vec<_>>()
+        };
+        let files = server.wait_until(working, |files| !files.is_empty());
+        server.ask_to_stop();
+        // The signal takes its time; until then it answers as ever.
+        let late = server.wait_until(|| server.run("where", &json!({})), |answer| answer.status != 200);
+        assert_eq!(late.status, 503, "{late:?}");
+        assert_eq!(late.body["Message"], "the server is stopping: try again in a moment");
+        files.iter().for_each(|file| drop(fs::remove_file(file)));
+        let answer = busy.join().unwrap();
+        assert_eq!((answer.status, answer.body["calls"].clone()), (200, json!(1)));
+    });
+    assert!(server.stop(), "it ends with 0");
+}
+
+#[test]
+fn a_second_server_names_the_first() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let (code, said) = refused(data.path(), LOOPBACK, &[]);
+    let pid = server.child.id();
+    let expected = format!(
+        "sock: the data directory DATA is in use by process {pid}; stop that server or choose another --data-dir"
+    );
+    assert_eq!((code, said), (Some(1), expected));
+    server.deploy(&tests("functions/echo"), "echo", &["--handler", "main.handler"]);
+    assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
+}
+
+/// Everything beneath a directory: owner, mode, time of change, content.
+fn state(root: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, i64, Vec<u8>)> {
+    let mut pending = vec![root.to_owned()];
+    let mut found = BTreeMap::new();
+    while let Some(path) = pending.pop() {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let content = if metadata.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+        let (changed, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
+        found.insert(path, (metadata.uid(), metadata.mode(), changed, nanoseconds, content));
+    }
+    found
+}
+
+#[test]
+fn a_newer_data_directory_is_refused_and_left_as_it_is() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("functions/echo"), "echo", &["--handler", "main.handler"]);
+    assert!(server.stop());
+    let layout = data.path().join("layout");
+    let ours = fs::read_to_string(&layout).unwrap();
+    let newer: i64 = ours.trim().parse::<i64>().unwrap() + 1;
+    fs::write(&layout, format!("{newer}\n")).unwrap();
+    let before = state(data.path());
+    let (code, said) = refused(data.path(), LOOPBACK, &[]);
+    let expected = format!(
+        "sock: the data directory DATA has layout {newer}, and this program knows {}: run the newer sock that made it, or choose another --data-dir",
+        ours.trim()
+    );
+    assert_eq!((code, said), (Some(1), expected));
+    assert_eq!(state(data.path()), before);
+    fs::write(&layout, ours).unwrap();
+    let server = Server::start(data.path());
+    assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
+}
+
+#[test]
+fn nobody_is_let_in_without_a_key_from_another_machine() {
+    let data = tempfile::tempdir().unwrap();
+    let (code, said) = refused(&data.path().join("new"), "0.0.0.0:0", &["--no-auth"]);
+    let expected = "sock: --no-auth lets everybody in, so it works on loopback only, not on 0.0.0.0:0";
+    assert_eq!((code, said.as_str()), (Some(1), expected));
+    assert!(!data.path().join("new").exists());
+}
+
+#[test]
+fn each_invocation_is_a_line_of_the_log_and_no_secret_is() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start_with(data.path(), &["--log-format", "json"]);
+    let work = tempfile::tempdir().unwrap();
+    let source = work.path().join("raising.py");
+    fs::write(&source, "import os\ndef handler(event):\n    if event: raise ValueError('no')\n").unwrap();
+    let flags = ["--env", "TOKEN=hush-the-value-of-a-variable"];
+    server.deploy(&source, "raising", &flags);
+    server.run("raising", &json!({}));
+    let raised = server.run("raising", &json!({"hush-the-event": 1}));
+    assert_eq!((raised.status, raised.start.as_str()), (502, "warm"), "{raised:?}");
+    fs::write(work.path().join("requirements.txt"), "https://user:hush-the-password@example.invalid/x.whl\n")
+        .unwrap();
+    let failed = server.sock(&[
+        "deploy",
+        work.path().to_str().unwrap(),
+        "--name",
+        "bad",
+        "--handler",
+        "raising.handler",
+    ]);
+    assert!(!failed.status.success());
+    let wrong = server.sock(&[
+        "deploy",
+        source.to_str().unwrap(),
+        "--name",
+        "raising",
+        "--env",
+        "AWS_REGION=hush-another",
+    ]);
+    assert!(!wrong.status.success());
+    server.ask_to_stop();
+    let lines = server.everything_said();
+    let objects: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let invoked: Vec<&Value> = objects.iter().filter(|object| object["message"] == "invoked").collect();
+    let told =
+        |object: &Value| ["function", "start", "outcome"].map(|key| object[key].as_str().unwrap().to_owned());
+    let starts: Vec<[String; 3]> = invoked.iter().map(|object| told(object)).collect();
+    assert_eq!(starts.len(), 2, "{lines:?}");
+    assert_eq!(starts[1], ["raising", "warm", "error"]);
+    for object in invoked {
+        for number in ["took_us", "queue_us", "provision_us", "init_us", "handler_us", "max_memory_mb"] {
+            assert!(object[number].is_u64(), "{number}: {object}");
+        }
+        assert_eq!(object["request_id"].as_str().unwrap().len(), 36);
+    }
+    let plain: Vec<&String> = lines.iter().filter(|line| !line.starts_with('{')).collect();
+    assert!(plain.iter().all(|line| line.starts_with("sock: ")), "{plain:?}");
+    let said =
+        [lines.join("\n"), text(&failed.stderr), text(&wrong.stderr), raised.body.to_string()].concat();
+    assert!(!said.contains("hush"), "{said}");
+    assert!(!said.contains("secret"), "nor the key: {said}");
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn what_clients_need_is_printed() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let variables: Value = serde_json::from_str(&server.succeed(&["env", "--json"])).unwrap();
+    let variable = |name: &str| variables[name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(variable("AWS_ENDPOINT_URL_LAMBDA"), server.endpoint);
+    assert!(variable("AWS_ACCESS_KEY_ID").len() >= 16 && variable("AWS_SECRET_ACCESS_KEY").len() >= 16);
+    assert!(!variable("AWS_DEFAULT_REGION").is_empty());
+    let printed = server.succeed(&["env"]);
+    let exports: Vec<&str> = printed.lines().collect();
+    assert!(exports.iter().all(|line| line.starts_with("export ")), "{printed}");
+    assert_eq!(exports.len(), variables.as_object().unwrap().len());
+}
