@@ -80,7 +80,8 @@ impl Default for GatewayLimits {
             events: 10_000,
             retry: Duration::from_secs(60),
             installs: 2,
-            drain: Duration::from_secs(30),
+            // The longest timeout that a function may have. Who cannot wait asks a second time.
+            drain: Duration::from_secs(900),
             bundle: BundleLimits::default(),
         }
     }

@@ -153,7 +153,7 @@ pub enum SuperviseError {
 /// without end: an operator who kills them, or a kernel short of memory, must not end the server.
 const MAX_FAILED_STARTS: u32 = 5;
 
-/// Serves until SIGTERM or SIGINT; then lets running invocations finish.
+/// Serves until SIGTERM or SIGINT; then lets running invocations finish, unless it is asked again.
 pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let uid = nix::unistd::geteuid();
     if !uid.is_root() {
@@ -190,6 +190,10 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
         match wait(&signals, &launcher, &gateway)? {
             End::Asked => {
                 gateway.signal(Signal::SIGTERM as i32)?;
+                if let End::Asked = wait(&signals, &launcher, &gateway)? {
+                    eprintln!("sock: asked to stop again: stopping at once, without what runs");
+                    gateway.signal(Signal::SIGKILL as i32)?;
+                }
                 gateway.wait()?;
                 launcher.wait()?;
                 return Ok(());
@@ -236,6 +240,8 @@ fn wait(signals: &SignalFd, launcher: &Child, gateway: &Child) -> Result<End, Su
         }
         let [asked, no_launcher, no_gateway] = wanted.map(|wanted| wanted.any().unwrap_or(false));
         if asked {
+            // Taken, so that it is not seen twice.
+            signals.read_signal().map_err(|errno| SyscallError { call: "read", path: None, errno })?;
             return Ok(End::Asked);
         }
         if no_launcher {

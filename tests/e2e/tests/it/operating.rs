@@ -23,6 +23,16 @@ fn refused(data: &Path, listen: &str, flags: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), lines.join("\n").replace(data.to_str().unwrap(), "DATA"))
 }
 
+/// Asks until it is told to come back, and returns in which words. The signal takes its time; until then the server answers
+/// as ever, and the connection that was kept is closed then.
+fn turned_away(server: &Server) -> String {
+    let ask = || server.try_run("nobody", &json!({})).ok();
+    let answer = server.wait_until(ask, |answer| answer.as_ref().is_some_and(|answer| answer.status != 404));
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 503, "{answer:?}");
+    answer.body["Message"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn sigterm_lets_what_runs_finish_and_turns_away_what_comes() {
     let data = tempfile::tempdir().unwrap();
@@ -36,15 +46,31 @@ fn sigterm_lets_what_runs_finish_and_turns_away_what_comes() {
         };
         let files = server.wait_until(working, |files| !files.is_empty());
         server.ask_to_stop();
-        // The signal takes its time; until then it answers as ever.
-        let late = server.wait_until(|| server.run("where", &json!({})), |answer| answer.status != 200);
-        assert_eq!(late.status, 503, "{late:?}");
-        assert_eq!(late.body["Message"], "the server is stopping: try again in a moment");
+        let message = turned_away(&server);
+        assert_eq!(message, "the server is stopping: try again in a moment");
         files.iter().for_each(|file| drop(fs::remove_file(file)));
         let answer = busy.join().unwrap();
         assert_eq!((answer.status, answer.body["calls"].clone()), (200, json!(1)));
     });
     assert!(server.stop(), "it ends with 0");
+}
+
+#[test]
+fn who_asks_twice_does_not_wait() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "600"]);
+    std::thread::scope(|scope| {
+        let lost = scope.spawn(|| server.try_run("where", &json!({"wait": true})).is_err());
+        let is_working =
+            || server.processes().into_iter().any(|process| process.inside("/tmp/working").exists());
+        server.wait_until(is_working, |working| *working);
+        server.ask_to_stop();
+        turned_away(&server);
+        server.ask_to_stop();
+        assert!(lost.join().unwrap());
+    });
+    assert!(server.everything_said().iter().any(|line| line.contains("stopping at once")));
 }
 
 #[test]
