@@ -35,6 +35,7 @@ impl Runner for Echo {
                 result: InvocationResult::Ok(invocation.event),
                 start: StartKind::Warm,
                 phases: Phases { queue: invocation.received.elapsed(), ..Phases::default() },
+                log_before: Vec::new(),
                 log: format!("{} was called\n", function.name).into_bytes(),
                 log_truncated: 0,
                 max_memory_mb: 0,

@@ -7,6 +7,7 @@
 //! Nothing is routed to a process before the launcher has looked at it from outside. An instance that timed out, broke the
 //! protocol or died is ended and never used again; an invocation is never sent twice.
 
+mod ending;
 mod function;
 mod launcher;
 mod process;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use sock_isolation::launcher::wire::{Counts, Files, InstanceId, Reply, Request};
-use sock_isolation::{Command, Exit, Role};
+use sock_isolation::{Command, Role};
 use sock_zygote::frames::{self, InvokeHeader, Kind};
 use sock_zygote::runtime::{self, Entry};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -31,6 +32,7 @@ use crate::names::FunctionName;
 use crate::runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
 };
+use ending::{Ended, ended};
 use function::Prepared;
 use launcher::Launcher;
 use process::{Output, Peer, PeerError};
@@ -45,6 +47,9 @@ const MAX_IDLE: usize = 64;
 
 /// How long an idle instance is kept: Lambda keeps one for some minutes.
 const IDLE: Duration = Duration::from_secs(300);
+
+/// How often idle instances are looked at: one that died, or in which something goes on that nobody asked for, is ended then.
+const TIDY: Duration = Duration::from_secs(1);
 
 /// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
 /// for the latter.
@@ -169,18 +174,12 @@ impl From<String> for StartFailure {
 enum StartError {
     /// The handler could not be imported: Lambda's error object.
     Init { error: Vec<u8>, output: Output },
-    /// The process ended while it imported the handler.
-    Ended { how: Ended, output: Output },
+    /// The process ended while it imported the handler, or was ended since it broke the protocol.
+    Ended { result: InvocationResult, output: Output },
     /// Importing took longer than this.
     Slow { limit: Duration, output: Output },
     /// Our own fault.
     Platform(String),
-}
-
-/// How a process came to its end.
-struct Ended {
-    exit: Option<Exit>,
-    out_of_memory: bool,
 }
 
 impl Engine {
@@ -208,17 +207,18 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Ends what has been idle for long.
+    /// Ends what has been idle for long, and what is of no use any more.
     async fn tidy(engine: std::sync::Weak<Self>) {
-        let mut ticks = tokio::time::interval(IDLE / 10);
+        let mut ticks = tokio::time::interval(TIDY);
         loop {
             ticks.tick().await;
             let Some(engine) = engine.upgrade() else { return };
             let mut old = Vec::new();
             let mut idle = lock(&engine.idle);
             for instances in idle.by_function.values_mut() {
-                while instances.front().is_some_and(|instance| instance.idle_since.elapsed() > IDLE) {
-                    old.extend(instances.pop_front());
+                for mut instance in std::mem::take(instances) {
+                    let keep = instance.idle_since.elapsed() <= IDLE && instance.peer.is_quiet();
+                    if keep { instances.push_back(instance) } else { old.push(instance) }
                 }
             }
             idle.by_function.retain(|_, instances| !instances.is_empty());
@@ -274,7 +274,7 @@ impl Engine {
         let instances = idle.by_function.get_mut(&function.name)?;
         let mut found = None;
         // The one that was used last has most of its memory still mapped.
-        while let Some(instance) = instances.pop_back() {
+        while let Some(mut instance) = instances.pop_back() {
             if instance.revision == function.revision && instance.peer.is_quiet() {
                 found = Some(instance);
                 break;
@@ -346,15 +346,18 @@ impl Engine {
             Ok(Ok((Kind::InitError, error))) => {
                 StartError::Init { error, output: instance.peer.take_output() }
             }
-            Ok(Ok((other, _))) => StartError::Platform(PeerError::Unexpected(other).to_string()),
-            Ok(Err(_)) => {
-                let output = instance.peer.take_output();
-                let how = self.destroy(&mut instance).await;
-                StartError::Ended { how, output }
-            }
+            Ok(Ok((other, _))) => self.fallen(&mut instance, &PeerError::Unexpected(other)).await,
+            Ok(Err(error)) => self.fallen(&mut instance, &error).await,
             Err(_) => StartError::Slow { limit, output: instance.peer.take_output() },
         };
         Err(StartFailure { kind, error })
+    }
+
+    /// What became of an instance that did not say what was expected while it imported the handler.
+    async fn fallen(&self, instance: &mut Instance, error: &PeerError) -> StartError {
+        let output = instance.peer.take_output();
+        let how = self.destroy(instance).await;
+        StartError::Ended { result: ended(error, &how), output }
     }
 
     /// A process for the function that has dropped everything, checked from outside, out of `zygote` or by itself.
@@ -423,7 +426,10 @@ impl Engine {
                 return Err(format!("an instance did not start: {why} {said}"));
             }
         }
-        self.launcher.call(Request::Check { instance: id }).await.map_err(|error| error.to_string())?;
+        let checked = self.launcher.call(Request::Check { instance: id }).await;
+        let (_, pidfd) = checked.map_err(|error| error.to_string())?;
+        let pidfd = pidfd.into_iter().next().ok_or("the launcher sent no pidfd")?;
+        instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
         Ok((instance, kind))
     }
 
@@ -455,18 +461,21 @@ impl Engine {
                 Err(failure) => return start_failed(failure, phases, &invocation),
             },
         };
+        let log_before = match start {
+            StartKind::Warm => instance.peer.take_output().text,
+            // What the handler's import wrote is this invocation's.
+            _ => Vec::new(),
+        };
         let begin = Instant::now();
         let exchange = exchange(&mut instance.peer, &function, &invocation);
         let answered = tokio::time::timeout(function.timeout, exchange).await;
         phases.handler = begin.elapsed();
         let result = match answered {
-            Ok(Ok((Kind::Result, answer))) => InvocationResult::Ok(Bytes::from(answer)),
-            Ok(Ok((Kind::Error, error))) => InvocationResult::HandlerError(Bytes::from(error)),
-            Ok(Ok(_) | Err(PeerError::Frame(_) | PeerError::Unexpected(_))) => {
-                let _ = self.destroy(&mut instance).await;
-                InvocationResult::Exited { reason: Some("the process broke the runtime's protocol".into()) }
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => {
+                let how = self.destroy(&mut instance).await;
+                ended(&error, &how)
             }
-            Ok(Err(PeerError::Gone)) => ended(&self.destroy(&mut instance).await),
             Err(_) => {
                 let _ = self.destroy(&mut instance).await;
                 InvocationResult::Timeout
@@ -486,11 +495,11 @@ impl Engine {
             .by_name
             .get(&function.name)
             .is_some_and(|prepared| prepared.function.revision == instance.revision);
-        if instance.id != GONE && current {
+        if instance.id != GONE && current && instance.peer.is_quiet() {
             self.keep_idle(&function.name, instance);
         }
         drop(permit);
-        Outcome { result, start, phases, log, log_truncated, max_memory_mb }
+        Outcome { result, start, phases, log_before, log, log_truncated, max_memory_mb }
     }
 
     async fn start_for(
@@ -527,7 +536,7 @@ async fn exchange(
     peer: &mut Peer,
     function: &Function,
     invocation: &Invocation,
-) -> Result<(Kind, Vec<u8>), PeerError> {
+) -> Result<InvocationResult, PeerError> {
     let deadline = SystemTime::now() + function.timeout;
     let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = InvokeHeader {
@@ -536,30 +545,24 @@ async fn exchange(
         arn: function.arn.clone(),
         client_context: invocation.client_context.clone(),
     };
-    peer.send(Kind::Invoke, &frames::invoke(&header, &invocation.event)).await?;
-    peer.receive().await
-}
-
-fn ended(how: &Ended) -> InvocationResult {
-    if how.out_of_memory {
-        return InvocationResult::OutOfMemory;
-    }
-    let reason = match how.exit {
-        Some(Exit::Signal(signal)) => Some(format!("signal: {}", signal_name(signal))),
-        Some(Exit::Code(code)) if code != 0 => Some(format!("exit status {code}")),
-        Some(Exit::Code(_)) | None => None,
+    let nonce = uuid::Uuid::new_v4().into_bytes();
+    peer.send(Kind::Invoke, &frames::invoke(&nonce, &header, &invocation.event)).await?;
+    let (kind, payload) = peer.receive().await?;
+    let result = match kind {
+        Kind::Result => InvocationResult::Ok,
+        Kind::Error => InvocationResult::HandlerError,
+        other => return Err(PeerError::Unexpected(other)),
     };
-    InvocationResult::Exited { reason }
-}
-
-fn signal_name(signal: i32) -> String {
-    nix::sys::signal::Signal::try_from(signal).map_or(signal.to_string(), |signal| signal.to_string())
+    let payload = Bytes::from(payload);
+    let answer = frames::answer(&nonce, &payload)?;
+    Ok(result(payload.slice_ref(answer)))
 }
 
 fn failed(why: String, phases: Phases, start: StartKind) -> Outcome {
     tracing::error!(why, "an invocation failed for a reason of the platform's own");
     let result = InvocationResult::Platform(why);
-    Outcome { result, start, phases, log: Vec::new(), log_truncated: 0, max_memory_mb: 0 }
+    let (log_before, log) = (Vec::new(), Vec::new());
+    Outcome { result, start, phases, log_before, log, log_truncated: 0, max_memory_mb: 0 }
 }
 
 fn start_failed(failure: StartFailure, phases: Phases, invocation: &Invocation) -> Outcome {
@@ -567,7 +570,7 @@ fn start_failed(failure: StartFailure, phases: Phases, invocation: &Invocation) 
     let (result, output) = match error {
         StartError::Platform(why) => return failed(why, phases, kind),
         StartError::Init { error, output } => (InvocationResult::HandlerError(Bytes::from(error)), output),
-        StartError::Ended { how, output } => (ended(&how), output),
+        StartError::Ended { result, output } => (result, output),
         StartError::Slow { limit, output } => {
             let failure = frames::Failure {
                 error_message: format!(
@@ -584,7 +587,7 @@ fn start_failed(failure: StartFailure, phases: Phases, invocation: &Invocation) 
         }
     };
     let Output { text: log, dropped: log_truncated } = output;
-    Outcome { result, start: kind, phases, log, log_truncated, max_memory_mb: 0 }
+    Outcome { result, start: kind, phases, log_before: Vec::new(), log, log_truncated, max_memory_mb: 0 }
 }
 
 impl Runner for Engine {

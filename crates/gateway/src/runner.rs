@@ -75,6 +75,9 @@ pub struct Outcome {
     pub start: StartKind,
     /// How long it took.
     pub phases: Phases,
+    /// What the instance wrote after it had answered an earlier invocation and before this one: something that the handler left
+    /// behind did. The function's log gets it, and who invokes now does not. Bounded by the runner.
+    pub log_before: Vec<u8>,
     /// What the instance wrote to stdout and stderr during this invocation; bounded by the runner.
     pub log: Vec<u8>,
     /// How many bytes of it were dropped to stay within the bound.

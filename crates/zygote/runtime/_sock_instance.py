@@ -14,12 +14,21 @@ import os
 import sys
 import time
 
+# A handler, or a library that it uses, may put something else in the place of any module's names. What answers need goes
+# by names of its own, bound here: a function that replaces json.dumps replaces its own. `__builtins__` is where the
+# functions of this file find len() and its like.
+__builtins__ = dict(vars(builtins))
+read, write, open_fd, dup2, close, leave_now = os.read, os.write, os.open, os.dup2, os.close, os._exit
+loads, encoder = json.loads, json.JSONEncoder
+
 TASK = "/var/task"
 LAYERS = ("/opt/python", "/opt/python/lib/python%d.%d/site-packages" % sys.version_info[:2])
 PACKAGES = "/packages"
 REHEARSAL = "/tmp/_sock_rehearsal"
 # Lambda's bound for a buffered answer, bytes.
 MAX_RESULT = 6291556
+# Of what ties an answer to its invocation, see frames.rs.
+NONCE = 16
 CLIENT = ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name")
 
 # What the imports of a zygote did that the function's own imports would have done: environment variables that they set
@@ -39,7 +48,7 @@ class NotLoaded(Exception):
 def read_exactly(fd, count):
     chunks = []
     while count:
-        chunk = os.read(fd, min(count, 1 << 20))
+        chunk = read(fd, min(count, 1 << 20))
         if not chunk:
             raise Gone
         chunks.append(chunk)
@@ -52,10 +61,11 @@ def receive(fd):
     return header[:1], read_exactly(fd, int.from_bytes(header[1:], "little"))
 
 
-def send(fd, kind, payload=b""):
-    view = memoryview(kind + len(payload).to_bytes(4, "little") + payload)
+def send(fd, kind, *payload):
+    size = sum([len(part) for part in payload])
+    view = memoryview(b"".join((kind, size.to_bytes(4, "little"), *payload)))
     while view:
-        view = view[os.write(fd, view):]
+        view = view[write(fd, view):]
 
 
 def failure(kind, message, request_id="", stack=()):
@@ -65,11 +75,8 @@ def failure(kind, message, request_id="", stack=()):
         sys.stdout.write("[ERROR] %s: %s\n%s" % (kind, message[:4096], trace[:16384]))
     except Exception:
         pass
-    text = json.dumps(
-        {"errorMessage": message, "errorType": kind, "requestId": request_id, "stackTrace": list(stack)},
-        ensure_ascii=False,
-    )
-    return text.encode("utf-8", "replace")
+    error = {"errorMessage": message, "errorType": kind, "requestId": request_id, "stackTrace": list(stack)}
+    return as_is(error).encode("utf-8", "replace")
 
 
 def too_large(request_id):
@@ -86,14 +93,32 @@ def shown(error):
     return text.encode("utf-8", "replace").decode()
 
 
-def describe(error, request_id):
-    """An exception as Lambda shows it: without the frames of this file and of the import system."""
-    import traceback
-
+def frames(trace):
+    """File, line and function of each frame of the handler's own: not of this file and of the import system."""
     hidden = (__file__, "<frozen importlib", importlib.__file__)
-    # As tuples: without the markers below a line that Python has from 3.11.
-    frames = [tuple(f) for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(hidden)]
-    text = failure(type(error).__name__, shown(error), request_id, traceback.format_list(frames))
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not code.co_filename.startswith(hidden):
+            yield code.co_filename, trace.tb_lineno, code.co_name
+        trace = trace.tb_next
+
+
+def lines(trace):
+    """A stack as Python prints it."""
+    own = list(frames(trace))
+    try:
+        import traceback
+
+        # Without the markers below a line that Python has from 3.11.
+        return traceback.StackSummary.from_list([(*frame, None) for frame in own]).format()
+    except Exception:
+        # Replaced by something else, or no descriptor is left to import it with: what can be said without the sources.
+        return ['  File "%s", line %s, in %s\n' % frame for frame in own]
+
+
+def describe(error, request_id):
+    """An exception as Lambda shows it."""
+    text = failure(type(error).__name__, shown(error), request_id, lines(error.__traceback__))
     return text if len(text) <= MAX_RESULT else too_large(request_id)
 
 
@@ -114,7 +139,7 @@ class Client:
 
 def client_context(text):
     try:
-        given = json.loads(text or "null")
+        given = loads(text or "null")
     except ValueError:
         return None
     if not isinstance(given, dict):
@@ -276,7 +301,7 @@ def take(fd, standard):
     kind, payload = receive(fd)
     if kind != b"I":
         raise Gone
-    function, reply = become(json.loads(payload), standard, TASK)
+    function, reply = become(loads(payload), standard, TASK)
     send(fd, *reply)
     return function
 
@@ -297,7 +322,7 @@ def rehearse(standard):
         with open(file, "w") as module:
             module.write(text)
         # Through text and back, as what the gateway sends is.
-        ready, _ = become(json.loads(json.dumps(init)), standard, REHEARSAL)
+        ready, _ = become(loads(as_is(init)), standard, REHEARSAL)
         invoke(ready, header, b'{"rehearsal": [1, 2.5, null]}')
         flush()
         os.chdir("/")
@@ -309,9 +334,9 @@ def rehearse(standard):
 
 
 def flush():
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except Exception:
             pass  # Closed, replaced by something else, or gone: the handler's business.
 
@@ -324,19 +349,22 @@ def plain(value):
     return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
 
 
+as_is, escaped = encoder(ensure_ascii=False, default=plain).encode, encoder(default=plain).encode
+
+
 def marshal(result):
     try:
-        return json.dumps(result, ensure_ascii=False, default=plain).encode()
+        return as_is(result).encode()
     except UnicodeEncodeError:
         # Half a surrogate pair (a file name that is no UTF-8, say) has to be escaped.
-        return json.dumps(result, default=plain).encode()
+        return escaped(result).encode()
 
 
 def invoke(function, header, event):
     """Calls the handler; returns the frame that answers."""
     handler, with_context, info = function
     try:
-        event = json.loads(event)
+        event = loads(event)
     except Exception as error:
         return b"e", failure("Runtime.UnmarshalError", "Unable to unmarshal input: %s" % error, request_id)
     try:
@@ -354,12 +382,13 @@ def invoke(function, header, event):
 
 def answer(fd, function, payload):
     global request_id
-    size = int.from_bytes(payload[:4], "little")
-    header = json.loads(payload[4:4 + size])
+    nonce, begin = payload[:NONCE], NONCE + 4
+    end = begin + int.from_bytes(payload[NONCE:begin], "little")
+    header = loads(payload[begin:end])
     request_id = header["request_id"]
-    reply = invoke(function, header, payload[4 + size:])
+    kind, text = invoke(function, header, payload[end:])
     flush()
-    send(fd, *reply)
+    send(fd, kind, nonce, text)
 
 
 def serve(fd, standard, early):
@@ -378,9 +407,9 @@ def leave(fd):
     global answering
     if answering:
         answering = False
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, fd, False)
-        os.close(null)
+        null = open_fd("/dev/null", 2)
+        dup2(null, fd, False)
+        close(null)
 
 
 def settle(fd):
@@ -430,4 +459,9 @@ def baseline():
 
 if __name__ == "__main__":
     sys.dont_write_bytecode = True
-    os._exit(main(3, standard_path()))
+    code = 1
+    try:
+        code = main(3, standard_path())
+    finally:
+        # At once: no thread that a handler left is waited for.
+        leave_now(code)

@@ -2,6 +2,9 @@
 //!
 //! A frame is one byte of kind, the payload's length as 32 bits little-endian, and the payload. The other side is hostile:
 //! an unknown kind or a length beyond [`MAX_PAYLOAD`] is refused when the header is read, before anything is buffered.
+//!
+//! An instance answers one invocation after another, and a thread or process that one of them left behind may write to the socket
+//! at any time. So each invocation carries a [`Nonce`], and what does not begin with it is no answer to that invocation.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,12 +13,19 @@ pub const MAX_PAYLOAD: usize = (6 << 20) + (128 << 10);
 
 const HEADER: usize = 5;
 
+/// What a decoder keeps for the next frame, bytes.
+const KEPT: usize = 64 << 10;
+
+/// A number that was never used before and cannot be guessed: it ties an answer to its invocation. Handlers are not told.
+/// Not the request's id, which handlers know and which a retry has again.
+pub type Nonce = [u8; 16];
+
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// To an instance: [`Init`].
     Init,
-    /// To an instance: an invocation, see [`invoke`].
+    /// To an instance: an invocation. See [`invoke`].
     Invoke,
     /// To a zygote: [`ImportList`].
     Import,
@@ -25,9 +35,9 @@ pub enum Kind {
     Ready,
     /// From an instance: the handler could not be imported. [`Failure`].
     InitError,
-    /// From an instance: the handler's answer, JSON.
+    /// From an instance: the handler's answer, JSON. See [`answer`].
     Result,
-    /// From an instance: the handler raised. [`Failure`].
+    /// From an instance: the handler raised. [`Failure`]. See [`answer`].
     Error,
     /// From a zygote: what its imports did. [`crate::Facts`].
     Facts,
@@ -60,6 +70,9 @@ pub enum FrameError {
     /// Longer than allowed.
     #[error("a frame of {0} bytes, {MAX_PAYLOAD} at most")]
     TooLong(usize),
+    /// An answer without the invocation's nonce: to an earlier one, or made up.
+    #[error("an answer to something else")]
+    Stale,
 }
 
 /// A frame's bytes.
@@ -74,14 +87,21 @@ pub fn encode(kind: Kind, payload: &[u8]) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// The payload of an invocation: the header's length as 32 bits little-endian, the header as JSON, the event as it came.
-pub fn invoke(header: &InvokeHeader, event: &[u8]) -> Vec<u8> {
+/// The payload of an invocation: the nonce, the header's length as 32 bits little-endian, the header as JSON, the event as it
+/// came.
+pub fn invoke(nonce: &Nonce, header: &InvokeHeader, event: &[u8]) -> Vec<u8> {
     let header = serde_json::to_vec(header).unwrap_or_default();
-    let mut payload = Vec::with_capacity(4 + header.len() + event.len());
+    let mut payload = Vec::with_capacity(nonce.len() + 4 + header.len() + event.len());
+    payload.extend(nonce);
     payload.extend((header.len() as u32).to_le_bytes());
     payload.extend(header);
     payload.extend(event);
     payload
+}
+
+/// What the payload of a [`Kind::Result`] or [`Kind::Error`] holds after the nonce, if it is that of the invocation under way.
+pub fn answer<'a>(nonce: &Nonce, payload: &'a [u8]) -> Result<&'a [u8], FrameError> {
+    payload.strip_prefix(nonce).ok_or(FrameError::Stale)
 }
 
 /// Takes bytes as they come and gives whole frames.
@@ -110,6 +130,8 @@ impl Decoder {
         }
         let payload = rest[..length].to_vec();
         self.buffer.drain(..HEADER + length);
+        // One long frame must not cost its length for ever.
+        self.buffer.shrink_to(KEPT);
         Ok(Some((kind, payload)))
     }
 
@@ -218,6 +240,19 @@ mod tests {
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
             while let Ok(Some(_)) = decoder.next_frame() {}
+        }
+    }
+
+    #[test]
+    fn an_answer_belongs_to_one_invocation() {
+        let (now, before) = ([7; 16], [6; 16]);
+        let header =
+            InvokeHeader { request_id: "1".into(), deadline_ms: 2, arn: "a".into(), client_context: None };
+        assert_eq!(invoke(&now, &header, b"{}")[..16], now);
+        assert_eq!(answer(&now, &[&now[..], b"{}"].concat()), Ok(&b"{}"[..]));
+        assert_eq!(answer(&now, &now), Ok(&b""[..]));
+        for stale in [&[&before[..], b"{}"].concat()[..], &now[1..], b"{}", b""] {
+            assert_eq!(answer(&now, stale), Err(FrameError::Stale), "{stale:?}");
         }
     }
 

@@ -252,6 +252,12 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
     let received = invocation.received;
     let outcome = gateway.runner.invoke(function.clone(), invocation).await;
     let log = Bytes::from(lines(&function, &request_id, &outcome));
+    // Not part of what the caller gets of the log: it may be about somebody else's event.
+    let mut before = outcome.log_before;
+    if !before.is_empty() {
+        before.extend_from_slice(if before.ends_with(b"\n") { b"" } else { b"\n" });
+        gateway.logs.append(&function.name, before.into()).await;
+    }
     if !log.is_empty() {
         gateway.logs.append(&function.name, log.clone()).await;
     }

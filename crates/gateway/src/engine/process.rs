@@ -1,8 +1,10 @@
 //! One Python process as the gateway sees it: frames on a socket, output on a pipe.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sock_zygote::frames::{self, Decoder, FrameError, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -11,9 +13,12 @@ use tokio::net::unix::pipe;
 /// The process did not do what was expected of it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PeerError {
-    /// It closed its socket: it is gone, or as good as gone.
+    /// It has ended.
     #[error("the process is gone")]
     Gone,
+    /// It closed its socket and goes on.
+    #[error("its socket was closed")]
+    HungUp,
     /// It does not keep to the protocol, so nothing that it says can be relied on.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -25,6 +30,13 @@ pub(crate) enum PeerError {
 /// Output that one invocation may keep, bytes: far more than the 4 KB that Lambda hands out, little enough to hold for
 /// every invocation that is under way.
 const MAX_LOG: usize = 256 << 10;
+
+/// Output that an instance may have written since its last answer, bytes: what a pipe holds. Where there is more, something that
+/// the handler left behind keeps on writing, and would fill the log of the next invocation.
+const MAX_UNASKED: u64 = 64 << 10;
+
+/// A process that ends closes its socket a moment before. One that is still there after so long has closed it by itself.
+const DYING: Duration = Duration::from_secs(1);
 
 /// What a process wrote to its standard output and error.
 #[derive(Debug, Default)]
@@ -40,6 +52,10 @@ impl Output {
         self.text.extend_from_slice(&bytes[..room]);
         self.dropped += (bytes.len() - room) as u64;
     }
+
+    fn total(&self) -> u64 {
+        self.text.len() as u64 + self.dropped
+    }
 }
 
 /// The gateway's ends of a process's socket and log.
@@ -48,6 +64,8 @@ pub(crate) struct Peer {
     socket: UnixStream,
     log: pipe::Receiver,
     log_open: bool,
+    /// A pidfd, once it was checked.
+    process: Option<pipe::Receiver>,
     decoder: Decoder,
     output: Output,
 }
@@ -61,7 +79,16 @@ impl Peer {
         socket.set_nonblocking(true)?;
         let log = pipe::Receiver::from_owned_fd(log)?;
         let socket = UnixStream::from_std(socket)?;
-        Ok(Self { socket, log, log_open: true, decoder: Decoder::default(), output: Output::default() })
+        let (decoder, output) = (Decoder::default(), Output::default());
+        Ok(Self { socket, log, log_open: true, process: None, decoder, output })
+    }
+
+    /// From now on its end is what the kernel says of the process behind `pidfd`, not what becomes of its socket: a child may
+    /// hold that open.
+    pub(crate) fn watch(&mut self, pidfd: OwnedFd) -> io::Result<()> {
+        // It is no pipe: for readiness, which is all that is used of this type, any descriptor that poll(2) takes will do.
+        self.process = Some(pipe::Receiver::from_owned_fd_unchecked(pidfd)?);
+        Ok(())
     }
 
     /// Sends a frame. Reads output meanwhile: a process that waits for room in its log reads nothing.
@@ -73,9 +100,10 @@ impl Peer {
             tokio::select! {
                 biased;
                 written = self.socket.write(rest) => match written {
-                    Ok(0) | Err(_) => return Err(PeerError::Gone),
+                    Ok(0) | Err(_) => return Err(self.closed().await),
                     Ok(count) => rest = &rest[count..],
                 },
+                () = end(self.process.as_ref()) => return Err(PeerError::Gone),
                 read = self.log.read(&mut buffer), if self.log_open => take(&mut self.output, &mut self.log_open, read, &buffer),
             }
         }
@@ -93,11 +121,37 @@ impl Peer {
             tokio::select! {
                 biased;
                 read = self.socket.read(&mut more) => match read {
-                    Ok(0) | Err(_) => return Err(PeerError::Gone),
+                    Ok(0) | Err(_) => return Err(self.closed().await),
                     Ok(count) => self.decoder.push(&more[..count]),
                 },
+                () = end(self.process.as_ref()) => return self.last_words(),
                 read = self.log.read(&mut buffer), if self.log_open => take(&mut self.output, &mut self.log_open, read, &buffer),
             }
+        }
+    }
+
+    /// The frame that a process sent before it ended.
+    fn last_words(&mut self) -> Result<(Kind, Vec<u8>), PeerError> {
+        let mut buffer = [0; 16 << 10];
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                return Ok(frame);
+            }
+            match self.socket.try_read(&mut buffer) {
+                Ok(count) if count > 0 => self.decoder.push(&buffer[..count]),
+                _ => return Err(PeerError::Gone),
+            }
+        }
+    }
+
+    /// What it means that the socket is closed.
+    async fn closed(&self) -> PeerError {
+        if self.process.is_none() {
+            return PeerError::Gone;
+        }
+        match tokio::time::timeout(DYING, end(self.process.as_ref())).await {
+            Ok(()) => PeerError::Gone,
+            Err(_) => PeerError::HungUp,
         }
     }
 
@@ -109,15 +163,26 @@ impl Peer {
         }
     }
 
-    /// Whether it can take another invocation: it has neither hung up nor said anything unasked.
-    pub(crate) fn is_quiet(&self) -> bool {
+    /// Whether it can take another invocation: it lives, and has neither hung up nor said or written much unasked.
+    pub(crate) fn is_quiet(&mut self) -> bool {
         let mut byte = [0; 1];
-        self.decoder.is_empty()
+        let lives = self.process.as_ref().is_none_or(|process| {
+            poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(0)
+        });
+        self.read_output();
+        lives
+            && self.output.total() < MAX_UNASKED
+            && self.decoder.is_empty()
             && matches!(self.socket.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Everything written until now. What a process wrote before it answered is in the pipe when its answer arrives.
     pub(crate) fn take_output(&mut self) -> Output {
+        self.read_output();
+        std::mem::take(&mut self.output)
+    }
+
+    fn read_output(&mut self) {
         let mut buffer = [0; 16 << 10];
         // A process that never stops writing must not keep us here.
         for _ in 0..64 {
@@ -126,7 +191,15 @@ impl Peer {
                 _ => break,
             }
         }
-        std::mem::take(&mut self.output)
+    }
+}
+
+/// Waits for the end of a process, where there is a pidfd to see it by. pidfd_open(2)
+async fn end(process: Option<&pipe::Receiver>) {
+    match process {
+        // It only fails when the runtime stops.
+        Some(process) => drop(process.readable().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -120,6 +120,7 @@ impl Fake {
             result,
             start: StartKind::Zygote,
             phases: Phases { queue: ms(1), provision: ms(2), init: ms(3), handler: ms(4) },
+            log_before: Vec::new(),
             log: b"a line of the handler\nand one without an end".to_vec(),
             log_truncated: 0,
             max_memory_mb: 17,

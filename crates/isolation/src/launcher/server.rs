@@ -284,7 +284,10 @@ impl Server {
             }
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(|()| None),
             Request::Execute { files, command } => self.execute(id, &files, command).map(|()| None),
-            Request::Check { instance } => self.check(instance).map(|()| Some(Reply::Done)),
+            Request::Check { instance } => match self.check(instance) {
+                Ok(pidfd) => return self.answer(id, Ok(Reply::Done), &[pidfd]),
+                Err(error) => Err(error),
+            },
             Request::Stats { instance } => {
                 self.instance(instance).map(|instance| Some(Reply::Stats { usage: usage(instance) }))
             }
@@ -498,7 +501,8 @@ impl Server {
         self.instances.get_mut(&instance).ok_or_else(|| format!("there is no instance {instance}"))
     }
 
-    fn check(&mut self, id: InstanceId) -> Result<(), String> {
+    /// Returns a pidfd of the instance's process.
+    fn check(&mut self, id: InstanceId) -> Result<OwnedFd, String> {
         let by_kernel = self.host.has_controller("memory");
         let instance = self.instance(id)?;
         let expected = verify::Expected {
@@ -516,10 +520,13 @@ impl Server {
                 sys::set_limit(checked.pid, number, value).call_on("prlimit", name).map_err(text)?;
             }
         }
+        let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
         instance.checked = Some(checked);
-        let Some(files) = instance.files.take() else { return Ok(()) };
-        let Some(instance) = self.instances.get(&id) else { return Ok(()) };
-        self.show(&instance.slot.ground, &files)
+        let files = instance.files.take();
+        if let (Some(files), Some(instance)) = (files, self.instances.get(&id)) {
+            self.show(&instance.slot.ground, &files)?;
+        }
+        Ok(pidfd)
     }
 
     fn destroy(&mut self, request: u64, id: InstanceId) -> Result<(), String> {

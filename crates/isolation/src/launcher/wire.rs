@@ -87,7 +87,8 @@ pub enum Request {
         /// What is executed.
         command: Command,
     },
-    /// Look at an instance from outside, after it said that it is ready. Nothing may be routed to it before.
+    /// Look at an instance from outside, after it said that it is ready. Nothing may be routed to it before. Replies
+    /// [`Reply::Done`] with a pidfd of its process: that its socket is open tells nothing, since a child may hold it.
     Check {
         /// Which one.
         instance: InstanceId,

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::Value;
-use sock_zygote::frames::{self, Decoder, FunctionInfo, Init, InvokeHeader, Kind};
+use sock_zygote::frames::{self, Decoder, FunctionInfo, Init, InvokeHeader, Kind, Nonce};
 use sock_zygote::{Facts, Import};
 use tempfile::TempDir;
 
@@ -76,6 +76,8 @@ pub(crate) struct Instance {
     pub(crate) socket: UnixStream,
     log: PipeReader,
     decoder: Decoder,
+    /// Of the last invocation.
+    pub(crate) nonce: Nonce,
     pub(crate) directory: TempDir,
 }
 
@@ -118,7 +120,8 @@ impl Instance {
         let child = command.spawn().unwrap();
         // It holds the other ends.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut instance = Self { child, socket, log, decoder: Decoder::default(), directory };
+        let mut instance =
+            Self { child, socket, log, decoder: Decoder::default(), nonce: [0; 16], directory };
         assert_eq!(instance.receive(), (Kind::Hello, Vec::new()));
         instance
     }
@@ -156,7 +159,12 @@ impl Instance {
             arn: "arn:fn".into(),
             client_context: None,
         };
-        self.send(Kind::Invoke, &frames::invoke(&header, event));
+        self.invoke_with(&header, event);
+    }
+
+    pub(crate) fn invoke_with(&mut self, header: &InvokeHeader, event: &[u8]) {
+        self.nonce[0] += 1;
+        self.send(Kind::Invoke, &frames::invoke(&self.nonce, header, event));
     }
 
     pub(crate) fn call(&mut self, event: &str) -> (Kind, Value) {
@@ -168,9 +176,12 @@ impl Instance {
         self.socket.write_all(&frames::encode(kind, payload).unwrap()).unwrap();
     }
 
-    /// The next frame, with this test's directory called `/var`.
+    /// The next frame, with this test's directory called `/var`; of an answer what follows the nonce.
     pub(crate) fn answer(&mut self) -> (Kind, Value) {
-        let (kind, payload) = self.receive();
+        let (kind, mut payload) = self.receive();
+        if matches!(kind, Kind::Result | Kind::Error) {
+            payload = frames::answer(&self.nonce, &payload).unwrap().to_vec();
+        }
         let text = String::from_utf8(payload).unwrap();
         let text = text.replace(self.directory.path().to_str().unwrap(), "/var");
         (kind, serde_json::from_str(&text).unwrap())

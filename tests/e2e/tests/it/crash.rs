@@ -15,12 +15,6 @@ pub(crate) fn mount() -> PathBuf {
     line.split(' ').nth(4).unwrap().into()
 }
 
-/// The cgroup that process `pid` is in, as a path in the hierarchy.
-fn group_of(process: &Process) -> String {
-    let text = fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
-}
-
 pub(crate) fn mounts(data: &Path) -> usize {
     let data = data.to_str().unwrap();
     let tables =
@@ -139,7 +133,8 @@ impl Holdings {
 
 /// The parent of a server's cgroups, by its name.
 pub(crate) fn group(server: &Server) -> String {
-    let groups = server.processes().iter().map(group_of).find(|group| group.contains("/sock-")).unwrap();
+    let groups =
+        server.processes().iter().map(Process::group).find(|group| group.contains("/sock-")).unwrap();
     groups.split('/').find(|part| part.starts_with("sock-")).unwrap().to_owned()
 }
 

@@ -1,4 +1,4 @@
-//! How invocations end that do not end well, and what is left of them: nothing.
+//! What functions take and write. How their invocations end otherwise, see `handlers`.
 
 use serde_json::{Value, json};
 
@@ -12,33 +12,6 @@ fn server(data: &tempfile::TempDir, flags: &[&str]) -> Server {
 
 fn end(server: &Server, how: &str) -> Answer {
     server.run("endings", &json!({"how": how}))
-}
-
-#[test]
-fn a_timeout_kills_the_instance_and_its_children() {
-    let data = tempfile::tempdir().unwrap();
-    let server = server(&data, &["--timeout", "1"]);
-    let late = end(&server, "sleep");
-    assert_eq!(late.status, 504);
-    assert_eq!(late.body["errorType"], "Sandbox.Timedout");
-    assert!(late.body["errorMessage"].as_str().unwrap().ends_with("Task timed out after 1.00 seconds"));
-    assert_ne!(end(&server, "nothing").start, "warm");
-}
-
-#[test]
-fn exits_signals_and_exceptions_are_told_apart() {
-    let data = tempfile::tempdir().unwrap();
-    let server = server(&data, &[]);
-    let exited = end(&server, "exit");
-    assert_eq!(exited.body["errorType"], "Runtime.ExitError");
-    assert!(exited.body["errorMessage"].as_str().unwrap().contains("exit status 3"), "{exited:?}");
-    let killed = end(&server, "signal");
-    assert!(killed.body["errorMessage"].as_str().unwrap().contains("signal: SIGSEGV"), "{killed:?}");
-    let raised = end(&server, "raise");
-    assert_eq!(raised.body["errorType"], "ValueError");
-    assert_eq!(raised.body["errorMessage"], "as asked");
-    assert_eq!(raised.body["stackTrace"].as_array().unwrap().len(), 1);
-    assert_eq!(end(&server, "nothing").start, "warm", "an exception does not end the instance");
 }
 
 #[test]

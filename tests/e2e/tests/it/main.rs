@@ -9,6 +9,7 @@ mod chaos;
 mod cli;
 mod crash;
 mod endings;
+mod handlers;
 mod http;
 mod inside;
 #[cfg(feature = "machine")]

@@ -1,6 +1,6 @@
 //! A server for one test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,15 @@ pub(crate) struct Answer {
     pub(crate) start: String,
     pub(crate) timing: String,
     pub(crate) body: Value,
+}
+
+/// What `Invoke` was answered with.
+#[derive(Debug)]
+pub(crate) struct Invoked {
+    pub(crate) status: u16,
+    /// By their names in lower case.
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// A process of a server, or of a container of it.
@@ -179,6 +188,22 @@ impl Server {
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
+    /// `Invoke` of the Lambda API, of a server that asks for no signature.
+    pub(crate) fn invoke(&self, name: &str, headers: &[(&str, &str)], body: &[u8]) -> Invoked {
+        let url = format!("{}/2015-03-31/functions/{name}/invocations", self.endpoint);
+        let mut request = self.agent.post(&url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = request.send(body).unwrap();
+        let text = |value: &ureq::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        Invoked {
+            status: response.status().as_u16(),
+            headers: response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            body: response.body_mut().read_to_vec().unwrap(),
+        }
+    }
+
     /// All processes of the server and of its containers, itself included.
     pub(crate) fn processes(&self) -> BTreeSet<Process> {
         let all = processes();
@@ -272,6 +297,12 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":"));
         line.unwrap_or_default().trim().to_owned()
+    }
+
+    /// The cgroup that it is in: each container has one that never comes again, unlike the numbers of its namespaces.
+    pub(crate) fn group(&self) -> String {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
     }
 
     /// A path as it sees it.
