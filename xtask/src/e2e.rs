@@ -158,6 +158,10 @@ fn manifest(options: &Options, nextest: Nextest) -> Manifest {
         format!("--binaries-metadata={}", inside(".vm/binaries.json")),
         format!("--cargo-metadata={}", inside(".vm/cargo.json")),
     ]);
+    if !options.filters.is_empty() {
+        // Who asks for tests by name gets them.
+        command.push("--ignore-default-filter".into());
+    }
     command.extend(options.filters.iter().cloned());
     if options.shell_on_failure {
         let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
