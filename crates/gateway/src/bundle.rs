@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A bundle is named by its content and appears by one rename, so it is whole or not there, and the same bundle sent twice
-//! is kept once. It comes from outside: every name is checked before a byte is written, and only the bytes that really
-//! come out are counted, never the sizes that the archive states. Nothing in it is executed here.
+//! is kept once. It comes from outside: every name is checked before a byte is written, and the bytes that really come out
+//! are counted, whatever sizes the archive states. Nothing in it is executed here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use sock_pkgcache::duplicate_entry;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
@@ -319,14 +320,14 @@ fn plan(archive: &mut ZipArchive<Cursor<&[u8]>>, limits: &BundleLimits) -> Resul
     }
     // The archive library keeps one of two equal names; which one is not for it to choose.
     if archive.has_duplicate_names() {
-        let mut seen = BTreeSet::new();
-        let mut names = archive.file_names_raw().map(|raw| String::from_utf8_lossy(raw).into_owned());
-        let twice = names.find(|name| !seen.insert(name.clone()));
-        return Err(entry(&twice.unwrap_or_else(|| "of the archive".into()), EntryProblem::Duplicate));
+        let directory = archive.central_directory_start();
+        let twice = duplicate_entry(archive.clone().into_inner(), directory).unwrap_or_default();
+        return Err(entry(&twice, EntryProblem::Duplicate));
     }
     let mut files = Vec::new();
     let mut dirs = BTreeSet::new();
     let mut taken = BTreeMap::new();
+    let mut stated = 0_u64;
     for index in 0..archive.len() {
         let metadata = archive.metadata();
         let found = metadata.entry(index).map_err(BundleError::Archive)?;
@@ -335,6 +336,11 @@ fn plan(archive: &mut ZipArchive<Cursor<&[u8]>>, limits: &BundleLimits) -> Resul
             check(found.name_raw(), found.unix_mode(), limits).map_err(|problem| entry(&shown, problem))?;
         if found.encrypted() {
             return Err(entry(&shown, EntryProblem::Encrypted));
+        }
+        // A size that is stated proves nothing unless it is too large already: then nothing need be written to see it.
+        stated = stated.saturating_add(found.size());
+        if stated > limits.unpacked_bytes {
+            return Err(BundleError::TooLarge { entry: shown, limit: limits.unpacked_bytes });
         }
         if is_dir {
             dirs.insert(path);

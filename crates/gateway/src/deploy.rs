@@ -12,19 +12,22 @@ pub(crate) mod packages;
 
 use std::error::Error;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use sock_pkgcache::Interpreter;
+use sock_pkgcache::{Fault, Interpreter};
 use tracing::{error, info, warn};
 
 use crate::gateway::Gateway;
 use crate::names::FunctionName;
 use crate::registry::RegistryError;
 use crate::registry::record::{Deployment, Failure, Installed, Record, Status};
-use packages::{PackageRequest, PackagesError};
+use packages::PackageRequest;
 
 /// The longest reason that the API gives.
 const MAX_REASON: usize = 4096;
+/// Until a deployment's end is written down again that could not be: somebody has to make room on the disk first.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Starts the deployment of what a function wants now.
 pub(crate) fn start(gateway: &Arc<Gateway>, name: FunctionName, revision: String) {
@@ -126,14 +129,28 @@ fn install(gateway: &Gateway, record: &Record) -> Result<Option<Installed>, Fail
         .next();
     let request = PackageRequest { requirements: &requirements, python, lock };
     let mut progress = |text| gateway.set_progress(&record.name, text);
-    let (lock, view) = gateway.config.packages.install(&request, &mut progress).map_err(|error| {
-        let code = match &error {
-            PackagesError::Requirements(_) => "InvalidConfiguration",
-            PackagesError::Resolve(_) | PackagesError::Install(_) => "DependencyError",
-        };
-        Failure { code: code.into(), reason: shorten(chain(&error)) }
-    })?;
+    let installed = gateway.config.packages.install(&request, &mut progress);
+    let (lock, view) = installed.map_err(|error| failure(error.fault(), chain(&error)))?;
     Ok(Some(Installed { requirements_sha256, lock, view }))
+}
+
+/// The codes are the model's, which has none for packages.
+fn failure(fault: Fault, reason: String) -> Failure {
+    let reason = shorten(reason);
+    match fault {
+        Fault::Requirements => Failure { code: "InvalidConfiguration".into(), reason },
+        Fault::Index => internal(format!("{reason}; deploy again once the package index answers")),
+        Fault::Host if is_full(&reason) => internal(format!("{reason}; {MAKE_ROOM}")),
+        Fault::Host => internal(reason),
+    }
+}
+
+/// What helps against a full disk.
+const MAKE_ROOM: &str = "make room on the server's disk, and deploy again";
+
+/// Whether the disk is full, in the words of the system, SQLite, or a program that ran into it: the last gives no others.
+pub(crate) fn is_full(reason: &str) -> bool {
+    ["No space left on device", "database or disk is full"].iter().any(|words| reason.contains(words))
 }
 
 async fn finish(
@@ -153,9 +170,25 @@ async fn finish(
             gateway.metrics.deployment("failed");
         }
     }
-    let (runner, deleted) = (gateway.runner.clone(), name.clone());
+    // A deployment whose end is not written down would be under way for ever.
+    while let Err(error) = record(&gateway, &name, &revision, result.clone()).await {
+        error!(function = %name, error, "failed to record a deployment; trying again");
+        gateway.set_progress(&name, format!("waiting until its end can be recorded: {error}"));
+        tokio::time::sleep(AGAIN).await;
+    }
+    gateway.clear_progress(&name);
+}
+
+/// Writes down how a deployment has ended.
+async fn record(
+    gateway: &Arc<Gateway>,
+    name: &FunctionName,
+    revision: &str,
+    result: Result<Option<Installed>, Failure>,
+) -> Result<(), String> {
+    let (registry, own, revision) = (gateway.clone(), name.clone(), revision.to_owned());
     let write = tokio::task::spawn_blocking(move || {
-        gateway.registry.change::<_, RegistryError>(&name, |before| {
+        registry.registry.change::<_, RegistryError>(&own, |before| {
             let Some(record) = before.filter(|record| record.wanted.revision == revision) else {
                 return Ok((before.cloned(), before.is_none()));
             };
@@ -169,11 +202,12 @@ async fn finish(
     });
     match write.await {
         // The runner was told of the deletion before it had what it was then given.
-        Ok(Ok((_, true))) => runner.retire(&deleted),
+        Ok(Ok((_, true))) => gateway.runner.retire(name),
         Ok(Ok((_, false))) => {}
-        Ok(Err(error)) => error!(error = chain(&error), "failed to record a deployment"),
+        Ok(Err(error)) => return Err(chain(&error)),
         Err(panic) => error!(%panic, "recording a deployment ended in a panic"),
     }
+    Ok(())
 }
 
 /// The interpreter that a runtime's name stands for.

@@ -109,8 +109,13 @@ fn work(dir: &Path, mut inbox: mpsc::Receiver<Job>) {
 fn append(dir: &Path, name: &FunctionName, text: &[u8]) -> io::Result<()> {
     let path = dir.join(format!("{name}.log"));
     let mut file = File::options().create(true).append(true).mode(0o600).open(&path)?;
-    file.write_all(text)?;
-    if file.metadata()?.len() > MAX_FILE {
+    let before = file.metadata()?.len();
+    if let Err(error) = file.write_all(text) {
+        // The disk is full: half a line would be taken for a whole one, and the next would be its end.
+        file.set_len(before)?;
+        return Err(error);
+    }
+    if before + text.len() as u64 > MAX_FILE {
         fs::rename(&path, dir.join(format!("{name}.log.1")))?;
     }
     Ok(())

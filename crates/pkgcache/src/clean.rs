@@ -30,9 +30,21 @@ pub(crate) fn command(program: &Path) -> Command {
     command
 }
 
+/// Starts a program so that it dies with the thread that started it: one that waits for a server that says nothing would
+/// outlive a killed daemon by minutes, and write into its directories. Part of util-linux; where it is missing, the
+/// program's own time limit ends it.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
 /// The same, with the way to the network, and `home` as the only place for its files.
 pub(crate) fn command_with_network(program: &Path, home: &Path) -> Command {
-    let mut command = command(program);
+    let mut command = match Path::new(SETPRIV) {
+        setpriv if setpriv.exists() => {
+            let mut command = command(setpriv);
+            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+            command
+        }
+        _ => command(program),
+    };
     command.env("HOME", home).env("TMPDIR", home.join("tmp")).env("XDG_CACHE_HOME", home.join("cache"));
     for name in NETWORK {
         if let Some(value) = std::env::var_os(name) {

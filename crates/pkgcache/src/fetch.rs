@@ -3,12 +3,13 @@
 //! TLS trusts what the system trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured) and proxies come from
 //! the environment. The hash is computed while the bytes arrive and compared before anybody reads the file,
 //! so the transport need not be trusted for integrity. A wheel that turns out larger than locked, or than
-//! allowed, is cut off there.
+//! allowed, is cut off there. A server that falls silent is given up, and so is one that would keep a deploy
+//! waiting for ever, byte by byte.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
@@ -20,6 +21,10 @@ use crate::{Location, LockedWheel, Sha256};
 
 /// A server may be restarted at the wrong moment; it is not asked for ever.
 const ATTEMPTS: usize = 3;
+/// How long a server may take to accept a connection: over the longest lines that takes a second.
+const CONNECT: Duration = Duration::from_secs(20);
+/// For one wheel, all attempts together: the largest that are allowed, 2 GiB, at 2.4 MB/s.
+const WHOLE: Duration = Duration::from_secs(900);
 
 /// Why a wheel could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +95,7 @@ pub enum FetchError {
 
 impl FetchError {
     /// Whether trying again may help: the network failed, not the content.
-    fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Read { .. } => true,
             Self::Request { source, .. } => match &**source {
@@ -103,16 +108,15 @@ impl FetchError {
     }
 }
 
-/// An HTTP client for wheels.
-pub(crate) fn agent() -> Agent {
+/// An HTTP client for wheels, which gives up a server that is silent for so long.
+pub(crate) fn agent(silence: Duration) -> Agent {
     let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
     Agent::config_builder()
         .tls_config(tls)
         .user_agent("sock-pkgcache")
         .redirect_auth_headers(RedirectAuthHeaders::Never)
-        .timeout_connect(Some(Duration::from_secs(20)))
-        .timeout_recv_response(Some(Duration::from_secs(60)))
-        .timeout_recv_body(Some(Duration::from_secs(900)))
+        .timeout_connect(Some(silence.min(CONNECT)))
+        .timeout_per_read(Some(silence))
         .build()
         .into()
 }
@@ -123,9 +127,15 @@ pub(crate) struct Fetcher<'a> {
     pub(crate) credentials: &'a Credentials,
     /// Bytes of a wheel at most.
     pub(crate) limit: u64,
+    /// For all attempts together.
+    pub(crate) whole: Duration,
 }
 
-impl Fetcher<'_> {
+impl<'a> Fetcher<'a> {
+    pub(crate) fn new(agent: &'a Agent, credentials: &'a Credentials, limit: u64) -> Self {
+        Self { agent, credentials, limit, whole: WHOLE }
+    }
+
     /// Fetches `wheel` into a new file at `to`; `received` hears of bytes as they arrive.
     pub(crate) fn fetch(
         &self,
@@ -133,19 +143,23 @@ impl Fetcher<'_> {
         to: &Path,
         received: &mut dyn FnMut(u64),
     ) -> Result<(), FetchError> {
-        for _ in 1..ATTEMPTS {
-            match self.attempt(wheel, to, received) {
-                Err(error) if error.is_transient() => {}
+        let begun = Instant::now();
+        let mut left = ATTEMPTS;
+        loop {
+            left -= 1;
+            let time = self.whole.saturating_sub(begun.elapsed());
+            match self.attempt(wheel, to, time, received) {
+                Err(error) if error.is_transient() && left > 0 && begun.elapsed() < self.whole => {}
                 done => return done,
             }
         }
-        self.attempt(wheel, to, received)
     }
 
     fn attempt(
         &self,
         wheel: &LockedWheel,
         to: &Path,
+        time: Duration,
         received: &mut dyn FnMut(u64),
     ) -> Result<(), FetchError> {
         let file = File::create(to).map_err(|source| FetchError::Write { path: to.into(), source })?;
@@ -157,7 +171,7 @@ impl Fetcher<'_> {
                 transfer(path.display().to_string()).run(source, file, received)
             }
             Location::Url(url) => {
-                let mut request = self.agent.get(url);
+                let mut request = self.agent.get(url).config().timeout_global(Some(time)).build();
                 // Not followed to another host: the client drops it at a redirect.
                 if let Some(value) = self.credentials.for_url(url) {
                     request = request.header("authorization", value);
@@ -227,5 +241,49 @@ impl Transfer<'_> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::DistName;
+
+    #[test]
+    fn a_server_that_trickles_is_not_waited_for_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/x-1-py3-none-any.whl", listener.local_addr().unwrap());
+        // A byte now and then, never silent for long: ends when the client leaves.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut head = io::BufReader::new(&stream).lines();
+                while head.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n");
+                stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+                while (&stream).write_all(b"x").is_ok() {
+                    // The client says nothing: this waits.
+                    let _ = (&stream).read(&mut [0]);
+                }
+            }
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let wheel = LockedWheel {
+            name: DistName::parse("x").unwrap(),
+            version: "1".into(),
+            filename: "x-1-py3-none-any.whl".into(),
+            location: Location::Url(url),
+            sha256: Sha256::of(b""),
+            size: None,
+        };
+        let (agent, credentials) = (agent(Duration::from_secs(20)), Credentials::default());
+        let mut fetcher = Fetcher::new(&agent, &credentials, 1 << 20);
+        fetcher.whole = Duration::from_secs(1);
+        let begun = Instant::now();
+        let error = fetcher.fetch(&wheel, &dir.path().join("wheel"), &mut |_| {}).unwrap_err();
+        assert!(matches!(error, FetchError::Read { .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     }
 }

@@ -17,8 +17,13 @@
 //! write outside the directories that it was given. It knows nothing about containers, zygotes or HTTP
 //! servers, and everything in it is synchronous.
 
+// The wheels of tests name the crate as others do.
+#[cfg(test)]
+extern crate self as sock_pkgcache;
+
 mod clean;
 mod compile;
+mod fault;
 mod fetch;
 mod hash;
 mod interpreter;
@@ -37,6 +42,7 @@ mod uv;
 mod view;
 
 pub use compile::{CompileError, MOUNT_POINT};
+pub use fault::Fault;
 pub use fetch::FetchError;
 pub use hash::{HashError, LockId, Sha256};
 pub use interpreter::{Interpreter, ProbeError};
@@ -48,7 +54,7 @@ pub use requirements::{Requirement, Requirements, RequirementsError};
 pub use resolver::{ResolveError, Resolver};
 pub use sources::Sources;
 pub use store::{Collected, InstallError, Limits, Store, StoreError, WheelError};
-pub use unpack::{EntryProblem, UnpackError};
+pub use unpack::{EntryProblem, UnpackError, duplicate as duplicate_entry};
 pub use uv::{BootstrapError, Uv};
 pub use view::{View, ViewEntry};
 

@@ -35,6 +35,9 @@ pub enum ResolveError {
     /// No set of versions fulfils the requirements.
     #[error("no set of packages fulfils the requirements: {0}")]
     Unsatisfiable(String),
+    /// The index could not be asked.
+    #[error("the package index does not answer: {0}")]
+    Index(String),
     /// The resolver failed for another reason, in its words.
     #[error("the package resolver failed: {0}")]
     Failed(String),

@@ -4,10 +4,16 @@
 //! index here, the resolver's own default is used, so this crate names no server.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::url::redacted;
+
+/// A server that is well sends something every few seconds even over a poor line.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Longer than this nobody waits for a server that says nothing, whatever is set.
+const MAX_SILENCE: Duration = Duration::from_secs(120);
 
 /// The operator's choice of package sources.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +26,9 @@ pub struct Sources {
     /// Nothing but `find_links`: for machines without a network, where asking an index only takes time.
     #[serde(default)]
     pub no_index: bool,
+    /// How long a server may say nothing before it counts as down; nothing: half a minute.
+    #[serde(default)]
+    pub silence: Option<Duration>,
 }
 
 impl Sources {
@@ -27,7 +36,8 @@ impl Sources {
     ///
     /// The index is the first of `UV_DEFAULT_INDEX`, `UV_INDEX_URL` and `PIP_INDEX_URL`; find-links is the
     /// first of `UV_FIND_LINKS` and `PIP_FIND_LINKS`, split at white space and commas. `UV_NO_INDEX` or `PIP_NO_INDEX`
-    /// leaves the index out, unless it is set to a word for no.
+    /// leaves the index out, unless it is set to a word for no. How long a server may be silent is `UV_HTTP_TIMEOUT`
+    /// or `PIP_DEFAULT_TIMEOUT`, in seconds.
     pub fn from_env() -> Self {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
@@ -41,7 +51,9 @@ impl Sources {
         let no = ["0", "false", "no", "off"];
         let no_index = first(&["UV_NO_INDEX", "PIP_NO_INDEX"])
             .is_some_and(|value| !no.contains(&value.trim().to_lowercase().as_str()));
-        Self { index_url, find_links, no_index }
+        let silence = first(&["UV_HTTP_TIMEOUT", "PIP_DEFAULT_TIMEOUT"])
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds.trim().parse().ok()?).ok());
+        Self { index_url, find_links, no_index, silence }
     }
 
     /// What is set in `self`, and what is not from `fallback`: a flag before the environment.
@@ -49,7 +61,13 @@ impl Sources {
         let find_links = if self.find_links.is_empty() { fallback.find_links } else { self.find_links };
         // An index that is named by a flag is asked.
         let no_index = self.no_index || (self.index_url.is_none() && fallback.no_index);
-        Self { index_url: self.index_url.or(fallback.index_url), find_links, no_index }
+        let silence = self.silence.or(fallback.silence);
+        Self { index_url: self.index_url.or(fallback.index_url), find_links, no_index, silence }
+    }
+
+    /// How long a server may say nothing.
+    pub(crate) fn silence(&self) -> Duration {
+        self.silence.unwrap_or(SILENCE).clamp(Duration::from_secs(1), MAX_SILENCE)
     }
 
     /// The find-links that can be read now, made absolute: the resolver runs in a directory of its own. A
@@ -72,6 +90,7 @@ impl fmt::Debug for Sources {
             .field("index_url", &index)
             .field("find_links", &links)
             .field("no_index", &self.no_index)
+            .field("silence", &self.silence)
             .finish()
     }
 }
@@ -88,8 +107,10 @@ mod tests {
             "PIP_FIND_LINKS" => Some("/opt/a, /opt/b".into()),
             "UV_DEFAULT_INDEX" => Some(" ".into()),
             "PIP_NO_INDEX" => Some("off".into()),
+            "PIP_DEFAULT_TIMEOUT" => Some("7.5".into()),
             _ => None,
         });
+        assert_eq!(sources.silence(), Duration::from_millis(7500));
         assert!(!sources.no_index);
         assert_eq!(sources.index_url.as_deref(), Some("https://index.example/simple"));
         assert_eq!(sources.find_links, ["/opt/a", "/opt/b"]);
@@ -99,13 +120,22 @@ mod tests {
     fn a_flag_comes_before_the_environment() {
         let flag = Sources { find_links: vec!["/flag".into()], ..Sources::default() };
         let index_url = Some("https://index.example".into());
-        let env = Sources { index_url, find_links: vec!["/env".into()], no_index: true };
+        let silence = Some(Duration::from_secs(5));
+        let env = Sources { index_url, find_links: vec!["/env".into()], no_index: true, silence };
         let both = flag.or(env.clone());
         assert!(both.no_index);
+        assert_eq!(both.silence(), Duration::from_secs(5));
         let named = Sources { index_url: Some("https://flag.example".into()), ..Sources::default() };
         assert!(!named.or(env).no_index);
         assert_eq!(both.index_url.as_deref(), Some("https://index.example"));
         assert_eq!(both.find_links, ["/flag"]);
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        let silence = |text: &str| Sources::from_lookup(|_| Some(text.into())).silence().as_secs();
+        let given = ["", "soon", "-1", "0", "45", "86400", "1e300"];
+        assert_eq!(given.map(silence), [30, 30, 30, 1, 45, 120, 30]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 pub use evict::Collected;
 pub use install::{InstallError, WheelError};
@@ -76,6 +77,8 @@ pub struct Store {
     root: PathBuf,
     limits: Limits,
     credentials: Credentials,
+    /// How long a server may be silent.
+    silence: Duration,
     /// Made when the first wheel is fetched: reading the system's trust roots takes a while.
     agent: OnceLock<ureq::Agent>,
 }
@@ -113,8 +116,14 @@ impl Key {
 impl Store {
     /// Opens the store at `root`, makes it if it is not there, and removes what a crash left unfinished.
     pub fn open(root: impl Into<PathBuf>, limits: Limits) -> Result<Self, StoreError> {
-        let credentials = Credentials::default();
-        let store = Self { root: root.into(), limits, credentials, agent: OnceLock::new() };
+        let (root, agent) = (root.into(), OnceLock::new());
+        let store = Self {
+            root,
+            limits,
+            credentials: Credentials::default(),
+            silence: Sources::default().silence(),
+            agent,
+        };
         if !store.root.is_dir() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&store.root);
             made.map_err(StoreError::at("create", &store.root))?;
@@ -130,9 +139,11 @@ impl Store {
         Ok(store)
     }
 
-    /// The same store, which shows the credentials in the URLs of `sources` to the servers that they are for.
+    /// The same store, which shows the credentials in the URLs of `sources` to the servers that they are for, and is as
+    /// patient with servers as they say.
     pub fn with_sources(mut self, sources: &Sources) -> Self {
         self.credentials = Credentials::of(sources);
+        self.silence = sources.silence();
         self
     }
 

@@ -24,8 +24,8 @@ use zip::result::ZipError;
 
 use crate::record::Record;
 use crate::{DistName, Limits, RecordError};
-pub use entry::EntryProblem;
-use entry::{Entry, dist_info, duplicate, plan, survey};
+use entry::{Entry, dist_info, plan, survey};
+pub use entry::{EntryProblem, duplicate};
 
 /// Deflate cannot exceed 1032:1, and real wheels stay below 30:1. Small archives may: a file of zeroes is no
 /// attack.

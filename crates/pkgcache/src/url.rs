@@ -115,7 +115,7 @@ mod tests {
     fn credentials_go_to_their_origin_only() {
         let index_url = Some("https://user:p%40ss@Index.example:443/simple".into());
         let credentials =
-            Credentials::of(&Sources { index_url, find_links: vec!["/srv".into()], no_index: false });
+            Credentials::of(&Sources { index_url, find_links: vec!["/srv".into()], ..Sources::default() });
         let basic = format!("Basic {}", STANDARD.encode("user:p@ss"));
         assert_eq!(credentials.for_url("https://index.example/files/a.whl"), Some(basic.as_str()));
         for elsewhere in [
@@ -139,7 +139,8 @@ mod tests {
         let line = "a @ https://u:s3cret@one.example, b @ git+ssh://s3cr@t@two.example/c";
         assert_eq!(redacted(line), "a @ https://***@one.example, b @ git+ssh://***@two.example/c");
         assert_eq!(redacted("://@"), "://***@");
-        let sources = Sources { index_url: Some(url.into()), find_links: vec![url.into()], no_index: false };
+        let sources =
+            Sources { index_url: Some(url.into()), find_links: vec![url.into()], ..Sources::default() };
         let shown = format!("{sources:?} {:?}", Credentials::of(&sources));
         assert!(!shown.contains("s3cret") && shown.contains("index.example"), "{shown}");
     }

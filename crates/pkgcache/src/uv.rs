@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! <dir>/<version>/uv   the program, verified once (see `bootstrap`)
-//! <dir>/home/          its HOME, and scratch
+//! <dir>/home/          its HOME, and scratch: what a crash leaves there is swept at the next start
 //! <dir>/cache/         its cache: its own affair
 //! <dir>/lock           held while the program is put in place
 //! ```
@@ -28,8 +28,11 @@ pub use bootstrap::BootstrapError;
 
 use crate::{Interpreter, Lock, Requirements, ResolveError, Resolver, Sources, clean};
 
-/// A cold resolve of a large set takes seconds; a minute is a slow network.
+/// For each program that is run. A cold resolve of a large set takes seconds; a minute is a slow network; an index that
+/// is silent is given up before that, after three attempts of half a minute.
 const DEADLINE: Duration = Duration::from_secs(180);
+/// As often a request is tried again, after a pause that grows.
+const RETRIES: &str = "2";
 /// What is kept of its error output.
 const MAX_MESSAGE: u64 = 64 << 10;
 
@@ -53,7 +56,19 @@ impl Uv {
 
     /// Makes sure that the program is there, so that the first deploy need not wait for it; gives its path.
     pub fn prepare(&self) -> Result<PathBuf, BootstrapError> {
-        bootstrap::program(&self.dir, &self.sources, &self.python)
+        bootstrap::program(self)
+    }
+
+    /// Removes what a crash left unfinished. Only while nobody else uses the directory.
+    pub fn sweep(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.scratch()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.dir.join("home/tmp")
     }
 
     fn command(&self, program: &Path, work: &Path, py: &Interpreter) -> Command {
@@ -62,7 +77,8 @@ impl Uv {
             .current_dir(work)
             .env("UV_CACHE_DIR", self.dir.join("cache"))
             .env("UV_NO_CONFIG", "1")
-            .env("UV_HTTP_TIMEOUT", "30")
+            .env("UV_HTTP_TIMEOUT", self.sources.silence().as_secs().to_string())
+            .env("UV_HTTP_RETRIES", RETRIES)
             .args(["pip", "compile", "requirements.txt", "--output-file", "pylock.toml"])
             .args(["--format", "pylock.toml", "--only-binary", ":all:", "--no-sources", "--no-header"])
             .args(["--no-python-downloads", "--system-certs", "--no-progress", "--color", "never"])
@@ -90,7 +106,7 @@ impl Resolver for Uv {
         }
         let program = self.prepare()?;
         let failed = |call| move |source| ResolveError::Run { call, source };
-        let scratch = self.dir.join("home/tmp");
+        let scratch = self.scratch();
         fs::create_dir_all(&scratch).map_err(failed("create a scratch directory"))?;
         let work = tempfile::Builder::new().prefix("resolve-").tempdir_in(&scratch);
         let work = work.map_err(failed("create a scratch directory"))?;
@@ -173,7 +189,13 @@ fn explain(message: &str) -> ResolveError {
         text.push_str("it gave no reason");
     }
     let text: String = text.chars().take(2000).collect();
-    if unsatisfiable { ResolveError::Unsatisfiable(text) } else { ResolveError::Failed(text) }
+    if unsatisfiable {
+        ResolveError::Unsatisfiable(text)
+    } else if text.contains("Failed to fetch") {
+        ResolveError::Index(text)
+    } else {
+        ResolveError::Failed(text)
+    }
 }
 
 #[cfg(test)]
@@ -192,7 +214,7 @@ mod tests {
             explain("error: Request failed after 3 retries\n  cause: Failed to fetch\n  cause: refused\n");
         insta::assert_snapshot!(format!("{unsatisfiable}\n{failed}\n{}", explain("")), @"
         no set of packages fulfils the requirements: Because x==1 has no usable wheels and you require x==1, we can conclude that your requirements are unsatisfiable. (hint: Wheels are required)
-        the package resolver failed: Request failed after 3 retries: Failed to fetch: refused
+        the package index does not answer: Request failed after 3 retries: Failed to fetch: refused
         the package resolver failed: it gave no reason
         ");
     }

@@ -5,6 +5,7 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sock_gateway::BundleLimits;
 use zip::write::SimpleFileOptions;
 
 /// A bundle and what its files suggest.
@@ -19,6 +20,8 @@ pub(crate) struct Bundle {
 
 /// Directories and files that are no part of a function.
 const LEFT_OUT: [&str; 4] = ["__pycache__", "node_modules", "venv", "cases.json"];
+
+const SMALLER: &str = "take out what the function does not need";
 
 /// Where a handler usually is.
 const USUAL: [(&str, &str); 5] = [
@@ -59,7 +62,21 @@ pub(crate) fn make(path: &Path, requirements: Option<&Path>) -> Result<Bundle> {
         bail!("{} has no Python file", path.display());
     }
     files.sort();
-    Ok(Bundle { zip: pack(&files)?, name: name_of(path)?, handler })
+    let limits = BundleLimits::default();
+    let shown = path.display();
+    // Before anything is read: who names the wrong directory need not wait, nor read of a request that was cut off.
+    if files.len() > limits.entries {
+        bail!("{shown} has {} files, and {} are allowed: {SMALLER}", files.len(), limits.entries);
+    }
+    let bytes: u64 = files.iter().filter_map(|(_, path)| Some(fs::metadata(path).ok()?.len())).sum();
+    if bytes > limits.unpacked_bytes {
+        bail!("{shown} has {bytes} bytes, and {} are allowed: {SMALLER}", limits.unpacked_bytes);
+    }
+    let zip = pack(&files)?;
+    if zip.len() > limits.zip_bytes {
+        bail!("{shown} has {} bytes zipped, and {} are allowed: {SMALLER}", zip.len(), limits.zip_bytes);
+    }
+    Ok(Bundle { zip, name: name_of(path)?, handler })
 }
 
 fn name_of(path: &Path) -> Result<String> {
@@ -169,6 +186,22 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(root.join("pipe")).status().unwrap();
         assert!(made.success());
         assert_eq!(error("pipe"), format!("DIR/app/pipe {odd}"));
+    }
+
+    #[test]
+    fn what_no_server_takes_is_not_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let large = directory.path().join("large");
+        fs::create_dir(&large).unwrap();
+        fs::write(large.join("app.py"), "").unwrap();
+        // Takes no room, and no time: nothing of it is read.
+        fs::File::create(large.join("data")).unwrap().set_len(262_144_001).unwrap();
+        let error = make(&large, None).unwrap_err().to_string();
+        let said = error.replace(directory.path().to_str().unwrap(), "DIR");
+        assert_eq!(
+            said,
+            "DIR/large has 262144001 bytes, and 262144000 are allowed: take out what the function does not need"
+        );
     }
 
     #[test]

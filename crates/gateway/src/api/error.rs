@@ -12,7 +12,7 @@ use tracing::error;
 
 use super::{Answer, json};
 use crate::bundle::BundleError;
-use crate::deploy::chain;
+use crate::deploy::{chain, is_full};
 use crate::names::NameError;
 use crate::registry::RegistryError;
 use crate::sigv4::SignatureError;
@@ -151,8 +151,13 @@ impl ApiError {
     pub(super) fn answer(mut self, request_id: &str) -> Answer {
         if let Some(cause) = &self.cause {
             error!(request_id, cause, "a request failed in the server");
-            self.message =
-                format!("the server failed to answer: its log says why, under request id {request_id}");
+            self.message = match is_full(cause) {
+                true => "the server's disk is full, and nothing was changed: make room on it, and try again"
+                    .into(),
+                false => {
+                    format!("the server failed to answer: its log says why, under request id {request_id}")
+                }
+            };
         }
         let mut body = Map::new();
         let mut put = |name: &str, value: &str| body.insert(name.into(), Value::from(value));

@@ -22,7 +22,7 @@ fn zip_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
 
 fn put(zip: &[u8]) -> (tempfile::TempDir, Result<Bundle, String>) {
     let dir = tempfile::tempdir().unwrap();
-    let limits = BundleLimits { unpacked_bytes: 1 << 20, entries: 100, ..BundleLimits::default() };
+    let limits = BundleLimits { zip_bytes: 1 << 16, unpacked_bytes: 1 << 20, entries: 100, path_bytes: 1024 };
     let bundles = Bundles::open(dir.path().join("code"), limits).unwrap();
     let result = bundles.put(zip).map_err(|error| match error.source() {
         Some(cause) => format!("{error}: {cause}"),
@@ -65,6 +65,7 @@ fn hostile_bundles_are_refused_by_name() {
         said.push(format!("{what}: {}", result.expect_err(what)));
     };
     refuse("no zip", b"hello".to_vec());
+    refuse("a byte too many", vec![b'P'; (1 << 16) + 1]);
     refuse("empty", zip_of(&[]));
     refuse("only directories", zip_of(&[("a/", b"")]));
     refuse("traversal", zip_of(&[("../x.py", b"")]));
@@ -74,7 +75,13 @@ fn hostile_bundles_are_refused_by_name() {
     refuse("control", zip_of(&[("a\nx.py", b"")]));
     refuse("long", zip_of(&[(&"a".repeat(300), b"")]));
     refuse("file and directory", zip_of(&[("a", b""), ("a/b", b"")]));
-    refuse("bomb", zip_of(&[("zero", &vec![0; 2 << 20])]));
+    let bomb = zip_of(&[("zero", &vec![0; 2 << 20])]);
+    refuse("bomb", bomb.clone());
+    // Its central header says ten bytes; zip specification, 4.3.12.
+    let mut lying = bomb;
+    let header = (0..lying.len()).find(|at| lying[*at..].starts_with(b"PK\x01\x02")).unwrap();
+    lying[header + 24..header + 28].copy_from_slice(&10_u32.to_le_bytes());
+    refuse("a bomb that lies", lying);
     refuse("same after normalising", zip_of(&[("a.py", b""), ("./a.py", b"")]));
     let names: Vec<String> = (0..101).map(|n| format!("f{n}")).collect();
     refuse("entries", zip_of(&names.iter().map(|name| (name.as_str(), &b""[..])).collect::<Vec<_>>()));

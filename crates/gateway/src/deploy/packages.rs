@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use sock_pkgcache::{
-    InstallError, Interpreter, Limits, Lock, Progress, Requirements, RequirementsError, ResolveError,
+    Fault, InstallError, Interpreter, Limits, Lock, Progress, Requirements, RequirementsError, ResolveError,
     Resolver, Sources, Store, StoreError, Uv, View,
 };
 
@@ -56,6 +56,17 @@ impl From<InstallError> for PackagesError {
     }
 }
 
+impl PackagesError {
+    /// Where the cause lies.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Requirements(error) => error.fault(),
+            Self::Resolve(error) => error.fault(),
+            Self::Install(error) => error.fault(),
+        }
+    }
+}
+
 /// The package cache of a data directory.
 pub(crate) struct Installer {
     store: Store,
@@ -67,7 +78,10 @@ impl Installer {
     pub(crate) fn open(data_dir: &Path, sources: Sources, python: &Path) -> Result<Self, StoreError> {
         // The store fetches from where the resolver looked, with the same credentials.
         let store = Store::open(data_dir.join("packages"), Limits::default())?.with_sources(&sources);
-        Ok(Self { store, resolver: Uv::new(data_dir.join("uv"), sources, python) })
+        let uv = data_dir.join("uv");
+        let resolver = Uv::new(&uv, sources, python);
+        resolver.sweep().map_err(|source| StoreError { call: "clear", path: uv, source })?;
+        Ok(Self { store, resolver })
     }
 }
 

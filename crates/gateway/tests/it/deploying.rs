@@ -139,6 +139,29 @@ fn after_a_failed_update_what_was_live_stays_live() {
 }
 
 #[test]
+fn a_deployment_whose_end_cannot_be_written_down_is_written_down_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path());
+    create(&server, |body| body["Environment"] = variable("HOLD_PREPARE"));
+    server.fake.until_noted("prepare f");
+    let database = rusqlite::Connection::open(dir.path().join("sock.db")).unwrap();
+    database.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    server.fake.prepares.add_permits(1);
+    let waiting = |configuration: &Value| {
+        let reason = configuration["StateReason"].as_str();
+        reason.is_some_and(|reason| reason.starts_with("waiting until its end can be recorded: "))
+    };
+    let begun = std::time::Instant::now();
+    while !waiting(&server.get(&format!("{FUNCTIONS}/f/configuration")).json()) {
+        assert!(begun.elapsed() < crate::fake::PATIENCE);
+        std::thread::yield_now();
+    }
+    database.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(server.settled("f")["State"], "Active");
+    assert_eq!(server.invoke("f", "1").status, 200);
+}
+
+#[test]
 fn a_function_that_is_deleted_while_it_is_made_leaves_nothing_with_the_runner() {
     let server = Server::start();
     create(&server, |body| body["Environment"] = variable("HOLD_PREPARE"));

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::time::SystemTime;
 
 use super::facts::{self, Facts};
+use super::install::step;
 use super::{Key, Store, StoreError, WHEELS, tree};
 use crate::Lock;
 
@@ -79,6 +80,7 @@ impl Store {
         let (from, to) = (self.wheel_dir(key), self.tmp_dir(key));
         tree::remove(&to)?;
         fs::rename(&from, &to).map_err(StoreError::at("move away", &from))?;
+        step();
         tree::remove(&to)
     }
 

@@ -19,6 +19,16 @@ use crate::{
     modules, unpack,
 };
 
+#[cfg(test)]
+mod tests;
+
+/// A place where tests have the process killed: between two steps of an install or a removal.
+#[cfg(test)]
+pub(super) use tests::step;
+/// Nothing but in tests.
+#[cfg(not(test))]
+pub(super) fn step() {}
+
 /// Why a lock could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
@@ -153,10 +163,12 @@ impl Store {
         if self.facts(&key, wheel).is_none() {
             // Without readable facts it is nobody's view: damaged from outside, and in the way.
             tree::remove(&self.wheel_dir(&key))?;
+            step();
             let made = self.make(&key, wheel, py, tell);
             let cleared = tree::remove(&self.tmp_dir(&key));
             made?;
             cleared?;
+            step();
         }
         tell(Progress::Installed {
             name: wheel.name.clone(),
@@ -179,29 +191,41 @@ impl Store {
         let (file, out) = (tmp.join("wheel"), tmp.join("out"));
         let site = out.join("site");
         make_dir(&tmp)?;
+        step();
         make_dir(&out)?;
         make_dir(&site)?;
+        step();
 
-        let agent = self.agent.get_or_init(fetch::agent);
-        let fetcher = Fetcher { agent, credentials: &self.credentials, limit: self.limits.wheel_bytes };
-        fetcher.fetch(wheel, &file, &mut |bytes| tell(Progress::Received { bytes }))?;
+        let agent = self.agent.get_or_init(|| fetch::agent(self.silence));
+        let fetcher = Fetcher::new(agent, &self.credentials, self.limits.wheel_bytes);
+        fetcher.fetch(wheel, &file, &mut |bytes| {
+            step();
+            tell(Progress::Received { bytes });
+        })?;
+        step();
 
         let archive = File::open(&file).map_err(StoreError::at("open", &file))?;
         let files = unpack::unpack(archive, &wheel.name, &out, &self.limits)?;
+        step();
         fs::remove_file(&file).map_err(StoreError::at("remove", &file))?;
 
         tell(Progress::Compiling { name: wheel.name.clone() });
         let uncompiled = compile::compile(py, &site, &files)?;
+        step();
 
         let size = tree::seal(&out)?;
+        step();
         tree::set_mode(&out, 0o755)?;
         facts(wheel, py, &files, uncompiled, size).write(&out)?;
+        step();
         tree::set_mode(&out.join(super::facts::FILE), 0o444)?;
 
         // Everything is on disk before the name is: after a crash the name means the whole.
         tree::sync_filesystem(&self.root.join(TMP))?;
+        step();
         let target = self.wheel_dir(key);
         fs::rename(&out, &target).map_err(StoreError::at("rename into place", &target))?;
+        step();
         tree::sync_dir(&self.root.join(WHEELS))?;
         Ok(())
     }

@@ -66,7 +66,7 @@ pub(super) struct Target {
 
 /// Which name the central directory has twice, from its raw headers (zip specification, 4.3.12): the library
 /// does not say.
-pub(super) fn duplicate(mut archive: impl Read + Seek, directory: u64) -> Option<String> {
+pub fn duplicate(mut archive: impl Read + Seek, directory: u64) -> Option<String> {
     archive.seek(io::SeekFrom::Start(directory)).ok()?;
     let mut headers = io::BufReader::new(archive);
     let mut seen = BTreeSet::new();

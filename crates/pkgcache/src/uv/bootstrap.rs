@@ -9,7 +9,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
+use super::Uv;
 use crate::hash::Hasher;
 use crate::{Sha256, Sources, clean};
 
@@ -68,6 +70,9 @@ pub enum BootstrapError {
         "pip failed to fetch uv {VERSION}: {0}: is the package index reachable, and does it have that release?"
     )]
     Pip(String),
+    /// pip did not finish.
+    #[error("pip did not fetch uv {VERSION} within {0} s: is the package index reachable?")]
+    Deadline(u64),
     /// What was fetched is not the pinned wheel.
     #[error("{path} is not the pinned uv {VERSION}: it has sha256 {found}", path = path.display())]
     Hash {
@@ -87,13 +92,14 @@ fn file(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootstrapE
 }
 
 /// The program's path; it is put there if it is not yet.
-pub(super) fn program(dir: &Path, sources: &Sources, python: &Path) -> Result<PathBuf, BootstrapError> {
+pub(super) fn program(uv: &Uv) -> Result<PathBuf, BootstrapError> {
+    let dir = &uv.dir;
     let home = dir.join(VERSION);
     let program = home.join("uv");
     if program.is_file() {
         return Ok(program);
     }
-    let scratch = dir.join("home/tmp");
+    let scratch = uv.scratch();
     for made in [&home, &scratch] {
         fs::create_dir_all(made).map_err(file("create", made))?;
     }
@@ -105,9 +111,9 @@ pub(super) fn program(dir: &Path, sources: &Sources, python: &Path) -> Result<Pa
     }
     let work = tempfile::Builder::new().prefix("uv-").tempdir_in(&scratch);
     let work = work.map_err(file("create a directory in", &scratch))?;
-    let wheel = match local_wheel(sources) {
+    let wheel = match local_wheel(&uv.sources) {
         Some(wheel) => wheel,
-        None => download(dir, sources, python, work.path())?,
+        None => download(uv, work.path())?,
     };
     let wheel = verified(&wheel, work.path())?;
     extract(wheel, work.path(), &program)?;
@@ -124,7 +130,8 @@ fn local_wheel(sources: &Sources) -> Option<PathBuf> {
     paths.find(|path| path.is_file())
 }
 
-fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result<PathBuf, BootstrapError> {
+fn download(uv: &Uv, work: &Path) -> Result<PathBuf, BootstrapError> {
+    let Uv { dir, sources, python, deadline } = uv;
     let hashes: String = WHEELS.iter().map(|(_, hash)| format!(" --hash=sha256:{hash}")).collect();
     let requirements = work.join("requirements.txt");
     fs::write(&requirements, format!("uv=={VERSION}{hashes}\n")).map_err(file("write", &requirements))?;
@@ -134,11 +141,14 @@ fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result
         pip.env("PIP_CERT", roots);
     }
     pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
-        .args(["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--dest"])
+        .args(["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--retries", super::RETRIES])
+        .args(["--timeout", &sources.silence().as_secs().to_string(), "--dest"])
         .arg(work)
         .arg("--requirement")
         .arg(&requirements)
-        .current_dir(work);
+        .current_dir(work)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     if let Some(index) = &sources.index_url {
         pip.env("PIP_INDEX_URL", index);
     }
@@ -148,11 +158,16 @@ fn download(dir: &Path, sources: &Sources, python: &Path, work: &Path) -> Result
     for link in sources.usable_links() {
         pip.args(["--find-links", &link]);
     }
-    let output = pip.output().map_err(|source| BootstrapError::Start { python: python.into(), source })?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
+    let failed = |source| BootstrapError::Start { python: python.clone(), source };
+    let child = clean::spawn(&mut pip).map_err(failed)?;
+    let ended = super::wait(child, *deadline).map_err(failed)?;
+    if ended.timed_out {
+        return Err(BootstrapError::Deadline(deadline.as_secs()));
+    }
+    if !ended.success {
+        let text = &ended.message;
         if text.contains("No module named pip") {
-            return Err(BootstrapError::NoPip { python: python.into() });
+            return Err(BootstrapError::NoPip { python: python.clone() });
         }
         // pip's last line is the summary of the ones before.
         let last = text.lines().rfind(|line| line.starts_with("ERROR")).or(text.lines().last());
@@ -205,5 +220,35 @@ fn extract(wheel: File, work: &Path, program: &Path) -> Result<(), BootstrapErro
     to.sync_all().map_err(file("sync", &made))?;
     // Closed before it is executed, or the kernel calls it busy.
     drop(to);
+    // Run once here, where a start that another thread's fork makes fail is tried again; and a directory whose programs may
+    // not run is found now.
+    let mut check = clean::command(&made);
+    check.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    let status = clean::spawn(&mut check).and_then(|mut child| child.wait()).map_err(file("run", &made))?;
+    if !status.success() {
+        return Err(file("run", &made)(io::Error::other(status.to_string())));
+    }
     fs::rename(&made, program).map_err(file("rename into place", program))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_pip_that_hangs_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let python = dir.path().join("python");
+        fs::write(&python, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut uv = Uv::new(dir.path().join("uv"), Sources::default(), &python);
+        uv.deadline = Duration::from_millis(300);
+        let begun = Instant::now();
+        let error = uv.prepare().unwrap_err();
+        assert!(matches!(error, BootstrapError::Deadline(_)), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        assert_eq!(fs::read_dir(dir.path().join("uv/home/tmp")).unwrap().count(), 0);
+    }
 }

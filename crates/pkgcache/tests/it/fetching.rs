@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use sock_pkgcache::{Limits, Location, Lock, Progress, Sha256, Sources, Store};
+use sock_pkgcache::{Fault, Limits, Location, Lock, Progress, Sha256, Sources, Store};
 
-use crate::wheel::{Wheel, lock};
-use crate::{chain, python};
+use crate::wheel::Wheel;
+use crate::{chain, lock, python};
 
 /// Gives each connection the next answer, as raw bytes, and ends when all are given.
 fn serve(answers: Vec<Vec<u8>>) -> (String, JoinHandle<Vec<String>>) {
@@ -90,6 +91,36 @@ fn a_server_that_stumbles_is_asked_again() {
         answer("200 OK", wheel.len(), &wheel),
     ];
     install(answers, None).unwrap();
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up() {
+    let wheel = sound();
+    let half = answer("200 OK", wheel.len(), &wheel[..wheel.len() / 2]);
+    for said in [Vec::new(), half] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/files/evil-1.0-py3-none-any.whl", listener.local_addr().unwrap());
+        // Keeps every connection, and says no more.
+        let server = thread::spawn(move || {
+            let mut kept = Vec::new();
+            for _ in 0..3 {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(&said).unwrap();
+                kept.push(stream);
+            }
+            kept
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let sources = Sources { silence: Some(Duration::from_secs(1)), ..Sources::default() };
+        let store = Store::open(dir.path(), Limits::default()).unwrap().with_sources(&sources);
+        let begun = Instant::now();
+        let error = store.install(&locked_at(&url, None), &python(), &mut |_| {}).unwrap_err();
+        assert_eq!(error.fault(), Fault::Index);
+        let (said, took) = (chain(&error), begun.elapsed());
+        assert!(said.contains("timeout"), "{said}");
+        assert!((3..30).contains(&took.as_secs()), "three attempts of a second: {took:?}");
+        server.join().unwrap();
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fs;
 
 use sock_pkgcache::{Limits, Store};
 
-use crate::wheel::{Wheel, lock, patch, rename};
-use crate::{chain, python};
+use crate::wheel::{Wheel, patch, rename};
+use crate::{chain, lock, python};
 
 /// Installs one wheel into a new store; says why not. Whatever was wrong, nothing may be left of it.
 fn refusal(wheel: &Wheel, bytes: &[u8], limits: Limits) -> String {

@@ -11,11 +11,15 @@ mod wheel;
 use std::error::Error;
 use std::path::Path;
 
-use sock_pkgcache::Interpreter;
+use sock_pkgcache::{Interpreter, Lock, LockedWheel};
 
 /// The interpreter that Debian has, and containers get.
 fn python() -> Interpreter {
     Interpreter::probe(Path::new("/usr/bin/python3")).unwrap()
+}
+
+fn lock(wheels: impl IntoIterator<Item = LockedWheel>) -> Lock {
+    Lock::new(python().tag, wheels.into_iter().collect()).unwrap()
 }
 
 /// An error as it is printed at the edge: the whole chain on one line.

@@ -11,8 +11,8 @@ use std::thread;
 
 use sock_pkgcache::{Limits, Lock, Progress, Store, View};
 
-use crate::wheel::{Wheel, lock};
-use crate::{chain, python};
+use crate::wheel::Wheel;
+use crate::{chain, lock, python};
 
 fn package() -> Wheel {
     Wheel::new("Some_Pkg", "2.0")

@@ -1,4 +1,5 @@
-//! Wheels made by hand, sound ones and all the others.
+//! Wheels made by hand, sound ones and all the others: for this crate's tests, and those of the whole system.
+#![allow(dead_code, reason = "each of its users needs another part of it")]
 
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
@@ -6,7 +7,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sock_pkgcache::{DistName, Location, Lock, LockedWheel, Sha256};
+use sock_pkgcache::{DistName, Location, LockedWheel, Sha256};
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
@@ -25,6 +26,17 @@ impl Wheel {
         Self { name: name.into(), version: version.into(), files: Vec::new(), record: Box::new(Some) }
             .file(&format!("{info}/METADATA"), metadata)
             .file(&format!("{info}/WHEEL"), "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    }
+
+    /// Another line of METADATA.
+    pub(crate) fn metadata(mut self, line: &str) -> Self {
+        self.files[0].1.extend(format!("{line}\n").into_bytes());
+        self
+    }
+
+    /// What an index gives beside the wheel.
+    pub(crate) fn metadata_file(&self) -> Vec<u8> {
+        self.files[0].1.clone()
     }
 
     pub(crate) fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
@@ -86,10 +98,6 @@ impl Wheel {
             size: Some(bytes.len() as u64),
         }
     }
-}
-
-pub(crate) fn lock(wheels: impl IntoIterator<Item = LockedWheel>) -> Lock {
-    Lock::new(crate::python().tag, wheels.into_iter().collect()).unwrap()
 }
 
 /// Renames an entry in a finished archive to a name of the same length, which a library would refuse to

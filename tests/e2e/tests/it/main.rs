@@ -8,6 +8,7 @@
 mod chaos;
 mod cli;
 mod crash;
+mod deploys;
 mod endings;
 mod handlers;
 mod http;

@@ -24,7 +24,10 @@ fn two_hundred_at_once_and_then_none() {
         };
         // Asked of the launcher, who knows: to look at a thousand processes again and again would take the machine that they
         // are made by.
-        server.wait_until(|| server.metric("sock_instances{state=\"running\"}"), |count| *count == COUNT as u64);
+        server.wait_until(
+            || server.metric("sock_instances{state=\"running\"}"),
+            |count| *count == COUNT as u64,
+        );
         // Each container has two processes that see its /tmp: its init and the handler.
         let all = server.wait_until(working, |working| working.len() == 2 * COUNT);
         all.iter().for_each(|file| drop(fs::remove_file(file)));

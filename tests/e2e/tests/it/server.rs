@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
+use sock_gateway::{AccessKey, sigv4};
 
 const KEY: (&str, &str) = ("SOCKTEST00000001", "a secret for tests only");
 
@@ -39,6 +40,15 @@ pub(crate) struct Invoked {
     /// By their names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
+}
+
+/// An answer of the API.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    /// The exception's name, of an error.
+    pub(crate) kind: String,
+    pub(crate) body: Value,
 }
 
 /// A process of a server, or of a container of it.
@@ -72,8 +82,20 @@ impl Server {
     }
 
     pub(crate) fn start_with(data: &Path, flags: &[&str]) -> Self {
+        Self::start_in(data, flags, &[])
+    }
+
+    /// The same with variables of its environment set or, without a value, taken away.
+    pub(crate) fn start_in(data: &Path, flags: &[&str], environment: &[(&str, Option<&str>)]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
-        let mut child = Command::new(binary())
+        let mut command = Command::new(binary());
+        for (name, value) in environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data)
             .args(flags)
@@ -202,6 +224,31 @@ impl Server {
             headers: response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
             body: response.body_mut().read_to_vec().unwrap(),
         }
+    }
+
+    /// The headers of a signed request.
+    pub(crate) fn signed(&self, method: &str, target: &str, body: &[u8]) -> Vec<(String, String)> {
+        let key = AccessKey { id: KEY.0.to_owned(), secret: KEY.1.replace(' ', "-") };
+        let host = self.endpoint.split_once("://").unwrap().1.to_owned();
+        let mut headers = vec![("host".to_owned(), host)];
+        sigv4::sign(method, target, &mut headers, body, &key, SystemTime::now());
+        headers
+    }
+
+    /// A signed request of the Lambda API.
+    pub(crate) fn ask(&self, method: &str, target: &str, body: &[u8]) -> Reply {
+        let headers = self.signed(method, target, body);
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("{}{target}", self.endpoint));
+        for (name, value) in &headers {
+            request = request.header(name, value);
+        }
+        let mut response = self.agent.run(request.body(body).unwrap()).unwrap();
+        let kind = response.headers().get("x-amzn-errortype").and_then(|value| value.to_str().ok());
+        let kind = kind.unwrap_or_default().to_owned();
+        let text = response.body_mut().read_to_string().unwrap();
+        let status = response.status().as_u16();
+        Reply { status, kind, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
     }
 
     /// All processes of the server and of its containers, itself included.
