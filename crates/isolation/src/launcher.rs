@@ -9,6 +9,7 @@
 //! * [`Client`]: a blocking client. An asynchronous one needs only [`wire`].
 
 pub mod server;
+mod validate;
 pub mod wire;
 
 use std::os::fd::{AsFd, OwnedFd};

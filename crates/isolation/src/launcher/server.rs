@@ -17,9 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, pipe2};
 
-use super::wire::{
-    Answer, Asked, Counts, Files, InstanceId, MAX_MESSAGE, Reply, Request, StartZygote, ZygoteId,
-};
+use super::wire::{self, Counts, Files, InstanceId, MAX_MESSAGE, Reply, Request, StartZygote, ZygoteId};
 use crate::builder::{self, Event, Made};
 use crate::cgroup::{Limits, Usage};
 use crate::error::{Context, SysResult};
@@ -27,7 +25,6 @@ use crate::host::{Ground, Host};
 use crate::ids::{Pair, Pairs};
 use crate::init::{Command, Exit};
 use crate::plan::{self, Nesting, SlotSpec};
-use crate::seccomp::Role;
 use crate::{sys, verify};
 
 /// What the launcher is started with.
@@ -251,8 +248,7 @@ impl Server {
                 if length == 0 {
                     return Ok(());
                 }
-                let Asked { id, request } =
-                    serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")?;
+                let (id, request) = wire::decode_request(&buffer[..length]).call("decode")?;
                 self.handle(id, request)?;
             }
             if watching && self.watched.elapsed() >= WATCH {
@@ -265,7 +261,7 @@ impl Server {
     }
 
     fn answer(&self, id: u64, result: Result<Reply, String>, fds: &[OwnedFd]) -> SysResult<()> {
-        let text = serde_json::to_vec(&Answer { id, result }).map_err(|_| Errno::EINVAL).call("encode")?;
+        let text = wire::encode_answer(id, result).call("encode")?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         match sys::send(self.gateway.as_fd(), &text, &fds) {
             // It is gone, which the event loop sees next.
@@ -275,6 +271,9 @@ impl Server {
     }
 
     fn handle(&mut self, id: u64, request: Request) -> SysResult<()> {
+        if let Err(reason) = request.validate() {
+            return self.answer(id, Err(reason), &[]);
+        }
         let result = match request {
             Request::AddView { view, layers } => self.add_view(&view, &layers).map(|()| Some(Reply::Done)),
             Request::StartZygote(start) => self.start_zygote(id, start).map(|()| None),
@@ -313,12 +312,6 @@ impl Server {
     }
 
     fn add_view(&mut self, view: &str, layers: &[String]) -> Result<(), String> {
-        // overlay's own bound.
-        const MAX_LAYERS: usize = 500;
-        plain_name(view)?;
-        if layers.len() > MAX_LAYERS {
-            return Err(format!("a view of {} layers; {MAX_LAYERS} at most", layers.len()));
-        }
         self.host.add_view(view, self.data.as_fd(), layers).map_err(text)
     }
 
@@ -330,7 +323,6 @@ impl Server {
             }
         }
         if let Some(view) = &files.view {
-            plain_name(view)?;
             self.host.show_view(ground, view).map_err(text)?;
         }
         Ok(())
@@ -351,7 +343,6 @@ impl Server {
         if self.zygotes.contains_key(&zygote) {
             return Err(format!("zygote {zygote} exists already"));
         }
-        validate(&command, Role::Zygote)?;
         let number = self.number();
         let block = self.blocks.pop().ok_or("no block of user ids is left for another zygote")?;
         let ground = self.host.ground(number).map_err(text)?;
@@ -371,7 +362,7 @@ impl Server {
         let answer = Some((id, vec![control, log]));
         let owner = Owner::Zygote(zygote);
         self.building.insert(number, Building { ground, pair: None, owner, answer, expected: None });
-        let target = slots.min(forks::MAX_READY);
+        let target = slots.min(wire::MAX_READY);
         self.zygotes.insert(
             zygote,
             Zygote {
@@ -410,7 +401,6 @@ impl Server {
     }
 
     fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
-        validate(&command, Role::Instance)?;
         let number = self.number();
         let pair = self.pairs.take().ok_or("no user ids are left for another container")?;
         let ground = self.host.ground(number).map_err(text)?;
@@ -691,35 +681,4 @@ fn stream_pair() -> SysResult<(OwnedFd, OwnedFd)> {
 fn null() -> SysResult<OwnedFd> {
     nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         .call_on("open", "/dev/null")
-}
-
-fn plain_name(name: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if !name.is_empty() && name.len() <= 100 && name.chars().all(plain) {
-        Ok(())
-    } else {
-        Err(format!("{name:?} is not a name of letters, digits, - and _ (100 at most)"))
-    }
-}
-
-/// Lambda's largest function has 10,240 MB; a zygote may be as large.
-const MAX_MEMORY: u64 = 10_240 << 20;
-
-fn bounds(limits: &Limits) -> Result<(), String> {
-    let good = (1 << 20..=MAX_MEMORY).contains(&limits.memory)
-        && (1..=65_536).contains(&limits.processes)
-        && (1..=1_000_000).contains(&limits.cpu_millis)
-        && (16..=1_048_576).contains(&limits.files);
-    if good { Ok(()) } else { Err(format!("limits out of bounds: {limits:?}")) }
-}
-
-fn validate(command: &Command, role: Role) -> Result<(), String> {
-    bounds(&command.limits)?;
-    if command.role != role {
-        return Err(format!("a command of role {role:?} is expected, not {:?}", command.role));
-    }
-    if !command.argv.first().is_some_and(|program| program.starts_with('/')) {
-        return Err("the command has to start with an absolute path".into());
-    }
-    Ok(())
 }

@@ -12,6 +12,12 @@ use crate::sys;
 /// The longest request or reply, bytes.
 pub const MAX_MESSAGE: usize = 96 << 10;
 
+/// The longest text of a refusal, bytes. It may quote what was asked for, and an answer has to fit into a message.
+const MAX_REASON: usize = 4 << 10;
+
+/// The most slots, and the most spares, that are kept ready for one zygote.
+pub(super) const MAX_READY: u32 = 64;
+
 /// Chosen by the gateway, unique as long as the zygote lives.
 pub type ZygoteId = u32;
 
@@ -159,9 +165,9 @@ pub struct Counts {
 
 /// A request with its number.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Asked {
-    pub(crate) id: u64,
-    pub(crate) request: Request,
+struct Asked {
+    id: u64,
+    request: Request,
 }
 
 /// A reply with the number of its request.
@@ -173,10 +179,28 @@ pub struct Answer {
     pub result: Result<Reply, String>,
 }
 
+/// The message that asks for `request` as number `id`.
+pub fn encode_request(id: u64, request: Request) -> Result<Vec<u8>, Errno> {
+    let message = serde_json::to_vec(&Asked { id, request }).map_err(|_| Errno::EINVAL)?;
+    if message.len() > MAX_MESSAGE { Err(Errno::EMSGSIZE) } else { Ok(message) }
+}
+
+/// The number and the request in a message. Whether it may be granted is [`Request::validate`]'s to say.
+pub fn decode_request(message: &[u8]) -> Result<(u64, Request), Errno> {
+    serde_json::from_slice(message).map(|Asked { id, request }| (id, request)).map_err(|_| Errno::EBADMSG)
+}
+
+/// The message that answers request `id`; always short enough to be sent.
+pub fn encode_answer(id: u64, mut result: Result<Reply, String>) -> Result<Vec<u8>, Errno> {
+    if let Err(reason) = &mut result {
+        reason.truncate(reason.floor_char_boundary(MAX_REASON));
+    }
+    serde_json::to_vec(&Answer { id, result }).map_err(|_| Errno::EINVAL)
+}
+
 /// Sends `request` as number `id`.
 pub fn send_request(socket: BorrowedFd<'_>, id: u64, request: Request) -> Result<(), Errno> {
-    let text = serde_json::to_vec(&Asked { id, request }).map_err(|_| Errno::EINVAL)?;
-    if text.len() > MAX_MESSAGE { Err(Errno::EMSGSIZE) } else { sys::send(socket, &text, &[]) }
+    sys::send(socket, &encode_request(id, request)?, &[])
 }
 
 /// Receives the next answer with its descriptors; `None` when the launcher is gone.
@@ -188,4 +212,20 @@ pub fn receive_reply(socket: BorrowedFd<'_>) -> Result<Option<(Answer, Vec<Owned
     }
     let answer = serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG)?;
     Ok(Some((answer, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It did not, and sending it ended the launcher.
+    #[test]
+    fn an_answer_that_quotes_a_long_request_fits() {
+        let view = "\u{1}é".repeat(10_000);
+        let request = Request::AddView { view, layers: Vec::new() };
+        assert!(encode_request(7, request.clone()).is_ok());
+        let refusal = request.validate().unwrap_err();
+        let answer = encode_answer(7, Err(refusal)).unwrap();
+        assert!(answer.len() <= MAX_MESSAGE, "{}", answer.len());
+    }
 }

@@ -16,8 +16,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
 use super::{
-    Building, Child, Dying, Ids, Instance, Owner, Server, Slot, Spare, Zygote, bounds, io_text, stream_pair,
-    text,
+    Building, Child, Dying, Ids, Instance, Owner, Server, Slot, Spare, Zygote, io_text, stream_pair, text,
 };
 use crate::cgroup::Limits;
 use crate::error::{Context, SysResult};
@@ -26,9 +25,6 @@ use crate::init::Exit;
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
 use crate::plan::Nesting;
 use crate::sys;
-
-/// The most slots, and the most spares, that are kept ready for one zygote.
-pub(super) const MAX_READY: u32 = 64;
 
 /// The most requests that wait for a slot of one zygote: beyond that, the gateway is told to come back.
 const MAX_WAITING: usize = 4096;
@@ -47,9 +43,6 @@ impl Zygote {
 impl Server {
     pub(super) fn keep_spares(&mut self, zygote: ZygoteId, count: u32) -> Result<(), String> {
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        if count > MAX_READY {
-            return Err(format!("{count} spares of a zygote; {MAX_READY} at most"));
-        }
         state.wanted_spares = count;
         self.wanting.insert(zygote);
         Ok(())
@@ -121,7 +114,6 @@ impl Server {
         files: Files,
         limits: Limits,
     ) -> Result<(), String> {
-        bounds(&limits)?;
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
         if let Some(Spare { slot, child }) = state.spares.pop_front() {
             self.wanting.insert(zygote);
