@@ -25,6 +25,8 @@ mod clean;
 mod compile;
 mod fault;
 mod fetch;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod interpreter;
 mod lock;

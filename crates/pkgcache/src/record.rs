@@ -58,6 +58,9 @@ pub enum RecordError {
         /// The column.
         size: String,
     },
+    /// A line about something that cannot be in a wheel.
+    #[error("RECORD lists {0:?}: a relative path without '..' is needed")]
+    Path(String),
     /// Two lines about one file.
     #[error("RECORD lists {0:?} twice")]
     Twice(String),
@@ -103,6 +106,9 @@ impl Record {
             if entry.ends_with('/') || row.iter().all(str::is_empty) {
                 continue;
             }
+            if entry.split('/').any(|part| matches!(part, "" | "." | "..")) {
+                return Err(RecordError::Path(entry.chars().take(200).collect()));
+            }
             let digest = match column(1) {
                 "" => None,
                 text => Some(parse_hash(text).ok_or_else(|| RecordError::BadHash {
@@ -124,6 +130,11 @@ impl Record {
             }
         }
         Ok(Self(files))
+    }
+
+    /// The files that are listed.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Both lists name the same files, except for what cannot be in RECORD: its own hash, and signatures over
@@ -237,7 +248,16 @@ mod tests {
 
     #[test]
     fn weak_and_broken_lines_are_refused() {
-        for line in ["a,md5=AAAA,1", "a,sha256=AAAA,1", "a,sha256,1", "a,,x", "a,,1\na,,2"] {
+        for line in [
+            "a,md5=AAAA,1",
+            "a,sha256=AAAA,1",
+            "a,sha256,1",
+            "a,,x",
+            "a,,1\na,,2",
+            "../a,,",
+            "/a,,",
+            "a//b,,",
+        ] {
             assert!(Record::parse(line.as_bytes()).is_err(), "{line}");
         }
         let unhashed = Record::parse(b"a.py,,\n").unwrap();

@@ -166,8 +166,9 @@ fn parse_line(line: usize, text: &str) -> Result<Requirement, RequirementsError>
     if text.chars().any(|c| c.is_control() && c != '\t') {
         return Err(syntax("it has a control character"));
     }
-    let (requirement, options) = match text.find(" --").or_else(|| text.find("\t--")) {
-        Some(at) => (text[..at].trim(), text[at..].trim()),
+    let option = text.match_indices("--").find(|(at, _)| text[..*at].ends_with([' ', '\t']));
+    let (requirement, options) = match option {
+        Some((at, _)) => (text[..at].trim(), text[at..].trim()),
         None => (text, ""),
     };
     let name_len = requirement.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
@@ -195,7 +196,10 @@ fn parse_line(line: usize, text: &str) -> Result<Requirement, RequirementsError>
         Some((versions, marker)) => (versions.trim(), Some(marker.trim().to_string())),
         None => (rest.trim(), None),
     };
-    if marker.as_ref().is_some_and(|m| m.is_empty() || m.contains(';') || !m.is_ascii()) {
+    // In the text for the resolver it must not become a comment or an option, or go on in the next line.
+    let begins = |marker: &str| marker.starts_with(|c: char| c.is_ascii_alphabetic() || "'\"(".contains(c));
+    let is_marker = |marker: &str| marker.is_ascii() && begins(marker) && !marker.contains([';', '\\']);
+    if marker.as_deref().is_some_and(|marker| !is_marker(marker)) {
         return Err(syntax("the marker after `;` is not one"));
     }
     let specifier = specifier(versions).map_err(syntax)?;
@@ -325,6 +329,10 @@ mod tests {
             "a ==",
             "a = 1",
             "a ==1 ;",
+            "a ==1 ;# os_name == 'x'",
+            "a ;--find-links=/srv",
+            "a ; os_name == 'x'\\ ",
+            "a ; os_name\t--index-url x --hash=sha256:00",
             "a == 1 $(id)",
             "ä==1",
             "a\u{0}",

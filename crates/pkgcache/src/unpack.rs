@@ -110,7 +110,7 @@ pub(crate) fn unpack(
     let (names, sizes) = survey(&archive, limits)?;
     archive.validate_header_consistency().map_err(UnpackError::Archive)?;
     let dist_info = dist_info(names.iter().map(|(_, name, _)| name.as_str()), name)?;
-    let entries = plan(names, &dist_info)?;
+    let entries = plan(names, &dist_info, limits)?;
 
     let record = Record::parse(&read_record(&mut archive, &dist_info)?)?;
     record.compare(entries.iter().map(|entry| entry.name.as_str()), &dist_info)?;

@@ -162,7 +162,11 @@ pub(super) fn dist_info<'a>(
 }
 
 /// Where each file goes, with no two at one place.
-pub(super) fn plan(names: Vec<(usize, String, bool)>, dist_info: &str) -> Result<Vec<Entry>, UnpackError> {
+pub(super) fn plan(
+    names: Vec<(usize, String, bool)>,
+    dist_info: &str,
+    limits: &Limits,
+) -> Result<Vec<Entry>, UnpackError> {
     let data_dir = format!("{}.data", dist_info.trim_end_matches(".dist-info"));
     let mut taken = BTreeMap::new();
     let mut entries = Vec::with_capacity(names.len());
@@ -174,13 +178,23 @@ pub(super) fn plan(names: Vec<(usize, String, bool)>, dist_info: &str) -> Result
         }
         entries.push(Entry { index, name, target, executable });
     }
+    // `site` and `data` are there anyway.
+    let mut directories = BTreeSet::new();
     for path in taken.keys() {
         let mut parent = path.as_str();
         while let Some((above, _)) = parent.rsplit_once('/') {
             if let Some(entry) = taken.get(above) {
                 return Err(UnpackError::Entry { entry: entry.clone(), problem: EntryProblem::Duplicate });
             }
+            if above.contains('/') {
+                directories.insert(above);
+            }
             parent = above;
+        }
+        // One entry may need dozens of directories, and each takes a block of the disk.
+        let found = taken.len() + directories.len();
+        if found > limits.entries {
+            return Err(UnpackError::TooMany { found, limit: limits.entries });
         }
     }
     Ok(entries)

@@ -121,6 +121,9 @@ fn archives_made_to_fill_a_disk() {
     assert!(bytes.len() < 100 << 10, "{}", bytes.len());
     let many = (0..200).fold(Wheel::new("evil", "1.0"), |wheel, n| wheel.file(&format!("evil/{n}"), "x"));
     let deep = Wheel::new("evil", "1.0").file(&format!("{}x", "d/".repeat(100)), "x");
+    let nested = (0..5).fold(Wheel::new("evil", "1.0"), |wheel, n| {
+        wheel.file(&format!("evil/{n}/{}x", "d/".repeat(30)), "x")
+    });
     let long = Wheel::new("evil", "1.0").file(&"n".repeat(256), "x");
     let refusals = [
         refusal(&bomb, &bytes, Limits::default()),
@@ -129,6 +132,7 @@ fn archives_made_to_fill_a_disk() {
         // The archive says ten bytes, and means forty million.
         refusal(&bomb, &patch(bytes.clone(), "evil/zeros.bin", 24, &10u32.to_le_bytes()), Limits::default()),
         refusal(&many, &many.bytes(), Limits { entries: 100, ..Limits::default() }),
+        refusal(&nested, &nested.bytes(), Limits { entries: 100, ..Limits::default() }),
         refusal(&deep, &deep.bytes(), Limits::default()),
         refusal(&long, &long.bytes(), Limits::default()),
     ];
