@@ -122,6 +122,9 @@ pub enum EntryProblem {
     /// Two entries want one place.
     #[error("is there twice, or is a file and a directory at once")]
     Duplicate,
+    /// It claims bytes of the archive that are another entry's.
+    #[error("shares its bytes with another entry")]
+    Overlaps,
     /// Its content is broken.
     #[error("cannot be read: {0}")]
     Content(io::Error),
@@ -261,7 +264,7 @@ struct Planned {
 }
 
 /// Unpacks a checked archive, and gives the number of files.
-fn unpack(zip: &[u8], into: &Path, limits: &BundleLimits) -> Result<usize, BundleError> {
+pub(crate) fn unpack(zip: &[u8], into: &Path, limits: &BundleLimits) -> Result<usize, BundleError> {
     let mut archive = ZipArchive::new(Cursor::new(zip)).map_err(BundleError::Archive)?;
     let files = plan(&mut archive, limits)?;
     let count = files.len();
@@ -328,6 +331,7 @@ fn plan(archive: &mut ZipArchive<Cursor<&[u8]>>, limits: &BundleLimits) -> Resul
     let mut dirs = BTreeSet::new();
     let mut taken = BTreeMap::new();
     let mut stated = 0_u64;
+    let (mut packed, size) = (0u64, archive.central_directory_start());
     for index in 0..archive.len() {
         let metadata = archive.metadata();
         let found = metadata.entry(index).map_err(BundleError::Archive)?;
@@ -342,6 +346,11 @@ fn plan(archive: &mut ZipArchive<Cursor<&[u8]>>, limits: &BundleLimits) -> Resul
         if stated > limits.unpacked_bytes {
             return Err(BundleError::TooLarge { entry: shown, limit: limits.unpacked_bytes });
         }
+        // Entries that share their bytes could have the whole archive read once for each.
+        packed = packed.saturating_add(found.compressed_size());
+        if packed > size {
+            return Err(entry(&shown, EntryProblem::Overlaps));
+        }
         if is_dir {
             dirs.insert(path);
             continue;
@@ -353,6 +362,11 @@ fn plan(archive: &mut ZipArchive<Cursor<&[u8]>>, limits: &BundleLimits) -> Resul
     }
     for file in &files {
         dirs.extend(file.path.match_indices('/').map(|(at, _)| file.path[..at].to_string()));
+        // One entry may need dozens of directories, and each takes a block of the disk.
+        let found = files.len() + dirs.len();
+        if found > limits.entries {
+            return Err(BundleError::TooMany { found, limit: limits.entries });
+        }
     }
     match dirs.iter().find_map(|dir| taken.get(dir)) {
         Some(shown) => Err(entry(shown, EntryProblem::Duplicate)),

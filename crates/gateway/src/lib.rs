@@ -19,6 +19,8 @@ mod deploy;
 mod doctor;
 mod engine;
 mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod http;
 mod keys;

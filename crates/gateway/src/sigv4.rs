@@ -57,7 +57,7 @@ pub fn sign(
     names.dedup();
     let value = |wanted: &str| {
         let values = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
-        values.map(|(_, value)| header_value(value)).collect::<Vec<_>>().join(",")
+        header_value(values.map(|(_, value)| value.as_bytes()))
     };
     let canonical = Canonical {
         method,
@@ -108,7 +108,7 @@ impl Scope<'_> {
 
     /// The signature in hex.
     fn signature(&self, secret: &str, stamp: &str, canonical: &Canonical<'_>) -> String {
-        let request = hex_sha256(canonical.text().as_bytes());
+        let request = hex_sha256(&canonical.bytes());
         let to_sign = format!("{ALGORITHM}\n{stamp}\n{}\n{request}", self.text());
         let key = [self.date, self.region, SERVICE, "aws4_request"]
             .into_iter()

@@ -85,6 +85,16 @@ fn hostile_bundles_are_refused_by_name() {
     refuse("same after normalising", zip_of(&[("a.py", b""), ("./a.py", b"")]));
     let names: Vec<String> = (0..101).map(|n| format!("f{n}")).collect();
     refuse("entries", zip_of(&names.iter().map(|name| (name.as_str(), &b""[..])).collect::<Vec<_>>()));
+    let deep: Vec<String> = (0..5).map(|n| format!("{n}/{}x", "d/".repeat(30))).collect();
+    refuse("directories", zip_of(&deep.iter().map(|name| (name.as_str(), &b""[..])).collect::<Vec<_>>()));
+    let noise: Vec<u8> = (0..200u64).flat_map(|n| Sha256::digest(n.to_le_bytes())).collect();
+    let mut shared = zip_of(&[("one.py", &noise), ("two.py", b"2")]);
+    let heads: Vec<usize> = (0..shared.len()).filter(|at| shared[*at..].starts_with(b"PK\x01\x02")).collect();
+    // Method, checksum and sizes; the place of the content.
+    for field in [10..28, 42..46] {
+        shared.copy_within(heads[0] + field.start..heads[0] + field.end, heads[1] + field.start);
+    }
+    refuse("overlapping", shared);
     let mut twice = zip_of(&[("one.py", b"1"), ("two.py", b"2")]);
     let places: Vec<usize> = (0..twice.len() - 6).filter(|at| twice[*at..].starts_with(b"two.py")).collect();
     places.into_iter().for_each(|at| twice[at..at + 3].copy_from_slice(b"one"));

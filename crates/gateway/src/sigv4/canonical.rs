@@ -7,21 +7,22 @@ pub(super) struct Canonical<'a> {
     pub(super) method: &'a str,
     /// Path and query as on the wire.
     pub(super) target: &'a str,
-    /// Lower-case names in order, with their values.
-    pub(super) headers: Vec<(&'a str, String)>,
+    /// Lower-case names in order, with their values, which need not be text.
+    pub(super) headers: Vec<(&'a str, Vec<u8>)>,
     pub(super) body_sha256: &'a str,
 }
 
 impl Canonical<'_> {
-    pub(super) fn text(&self) -> String {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let (path, query) = self.target.split_once('?').unwrap_or((self.target, ""));
-        let mut text = format!("{}\n{}\n{}\n", self.method, canonical_path(path), canonical_query(query));
+        let mut bytes =
+            format!("{}\n{}\n{}\n", self.method, canonical_path(path), canonical_query(query)).into_bytes();
         for (name, value) in &self.headers {
-            let _ = writeln!(text, "{name}:{value}");
+            bytes.extend([name.as_bytes(), b":", value, b"\n"].concat());
         }
         let names: Vec<_> = self.headers.iter().map(|(name, _)| *name).collect();
-        let _ = write!(text, "\n{}\n{}", names.join(";"), self.body_sha256);
-        text
+        bytes.extend(format!("\n{}\n{}", names.join(";"), self.body_sha256).into_bytes());
+        bytes
     }
 }
 
@@ -43,8 +44,13 @@ fn canonical_path(path: &str) -> String {
 }
 
 /// Pairs sorted by name, then by value, in the one spelling of their encoding; without the signature itself.
+///
+/// A `+` is a space, as it is for whoever reads the query: were it a `+` here, a signed `%2B` could be turned into a space.
 fn canonical_query(query: &str) -> String {
-    let again = |text: &str| encode_bytes(&percent_encoding::percent_decode_str(text).collect::<Vec<u8>>());
+    let again = |text: &str| {
+        let text = text.replace('+', " ");
+        encode_bytes(&percent_encoding::percent_decode_str(&text).collect::<Vec<u8>>())
+    };
     let mut pairs: Vec<(String, String)> = query
         .split('&')
         .filter(|pair| !pair.is_empty())
@@ -56,9 +62,13 @@ fn canonical_query(query: &str) -> String {
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
-/// A header's value without the white space that a proxy may change.
-pub(super) fn header_value(value: &str) -> String {
-    value.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
+/// A header's values without the white space that a proxy may change.
+pub(super) fn header_value<'a>(values: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let words = |value: &'a [u8]| {
+        let words = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.collect::<Vec<_>>().join(&b' ')
+    };
+    values.map(words).collect::<Vec<_>>().join(&b',')
 }
 
 /// Percent-encodes all but letters, digits, `-`, `.`, `_` and `~`.

@@ -156,11 +156,7 @@ impl<'a> Presented<'a> {
         if stated.is_some_and(|hash| hash.as_bytes() != body_sha256.as_bytes()) {
             return Err(SignatureError::Mismatch);
         }
-        let value = |name: &str| {
-            let values = headers.get_all(name).iter();
-            let values = values.map(|value| header_value(&String::from_utf8_lossy(value.as_bytes())));
-            values.collect::<Vec<_>>().join(",")
-        };
+        let value = |name: &str| header_value(headers.get_all(name).iter().map(|value| value.as_bytes()));
         let canonical = Canonical {
             method,
             target,
@@ -190,7 +186,9 @@ impl Claim {
             (Some(stamp), _) => (stamp.to_string(), "x-amz-date"),
             (None, Some(date)) => {
                 let date = OffsetDateTime::parse(date, &Rfc2822).map_err(|_| undated())?;
-                (super::stamp(date.to_offset(time::UtcOffset::UTC)), "date")
+                // The last hours of the year 9999 are in no year that has a date.
+                let date = date.checked_to_offset(time::UtcOffset::UTC).ok_or_else(undated)?;
+                (super::stamp(date), "date")
             }
             (None, None) => return Err(undated()),
         };
