@@ -4,6 +4,7 @@ mod check;
 mod ci;
 mod demo;
 mod e2e;
+mod fuzz;
 mod mutants;
 mod tasks;
 mod test;
@@ -22,8 +23,10 @@ cargo xtask COMMAND
   e2e [FILTER…]      the privileged tests, in the test machine
       [--smoke] [--filterset EXPR] [--kernel VERSION]… [--repeat N] [--shell-on-failure]
   mutants [NAME…]    break the system in one place after another; the tests have to notice
+  fuzz [TARGET…]     look for inputs that break a parser's promises, a minute for each target
+      [--seconds N] [--merge]
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
-  ci                 check, vm build --check, and test on both kernels
+  ci                 check, fuzz for seconds, vm build --check, and test on both kernels
   vm COMMAND         the test machine: lock, build, run, shell
   advisories         known vulnerabilities of dependencies (asks the network)";
 
@@ -42,6 +45,7 @@ fn run() -> Result<()> {
         "test" => test::run(&rest),
         "check" => check::run(),
         "ci" => ci::run(),
+        "fuzz" => fuzz::run(&rest),
         "e2e" => e2e::run(&rest),
         "mutants" => mutants::run(&rest),
         "vm" => vm::run(&rest),

@@ -26,6 +26,9 @@ const TEST_PACKAGES: [Package; 1] =
 /// For the test machine: the mirror's resolver is there wherever Debian is; the checkout is listed by git.
 const MACHINE_PACKAGES: [Package; 1] = [Package { name: "git", probe: ("git", &["--version"]) }];
 
+/// For fuzzing: libFuzzer is C++.
+const FUZZING_PACKAGES: [Package; 1] = [Package { name: "g++", probe: ("c++", &["--version"]) }];
+
 const NEXTEST: &str = "cargo-nextest@0.9.143";
 
 /// What building and running takes.
@@ -50,6 +53,12 @@ pub(crate) fn for_machine() -> Result<()> {
 pub(crate) fn for_tests_in_machine() -> Result<()> {
     for_machine()?;
     nextest()
+}
+
+/// What building and running the fuzz targets takes.
+pub(crate) fn for_fuzzing() -> Result<()> {
+    install(&PACKAGES)?;
+    install(&FUZZING_PACKAGES)
 }
 
 fn nextest() -> Result<()> {

@@ -53,6 +53,7 @@ fn the_crate_graph() {
     insta::assert_snapshot!(lines.join("\n"), @r"
     sock -> sock-gateway sock-isolation
     sock-e2e ->
+    sock-fuzz -> sock-gateway sock-isolation sock-pkgcache sock-zygote
     sock-gateway -> sock-isolation sock-pkgcache sock-zygote
     sock-isolation ->
     sock-pkgcache ->

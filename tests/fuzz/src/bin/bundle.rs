@@ -1,0 +1,4 @@
+//! Fuzzes [`sock_fuzz::bundle`].
+#![cfg_attr(fuzzing, no_main)]
+
+sock_fuzz::target!(bundle);

@@ -1,0 +1,4 @@
+//! Fuzzes [`sock_fuzz::frames`].
+#![cfg_attr(fuzzing, no_main)]
+
+sock_fuzz::target!(frames);
