@@ -45,6 +45,9 @@ fn kill_9_and_a_new_start_leave_nothing_and_lose_nothing() {
     let alive = processes();
     let left: Vec<&Process> = before.iter().filter(|process| alive.contains(process)).collect();
     assert!(left.is_empty(), "processes are left: {left:?}");
+    // One for each container at least.
+    let leaks = server.metric("sock_leaks_found_at_start ");
+    assert!(leaks >= 4, "the start has found {leaks} leaks");
     // A namespace lives as long as a process that is in it or holds it, or a mount of it.
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mountinfo.contains(" - nsfs "), "a namespace is mounted:\n{mountinfo}");

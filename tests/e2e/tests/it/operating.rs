@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -192,6 +193,21 @@ fn each_invocation_is_a_line_of_the_log_and_no_secret_is() {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn who_follows_a_log_sees_what_comes() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("functions/echo"), "echo", &["--handler", "main.handler"]);
+    server.run("echo", &json!([1]));
+    let mut following = server.command(&["logs", "-f", "echo"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.by_ref().any(|line| line.starts_with("REPORT RequestId: ")), "what was there");
+    server.run("echo", &json!([2]));
+    assert!(lines.by_ref().any(|line| line.starts_with("REPORT RequestId: ")), "what comes");
+    following.kill().unwrap();
+    following.wait().unwrap();
 }
 
 #[test]

@@ -151,14 +151,19 @@ impl Server {
     }
 
     /// The command line, against this server.
-    pub(crate) fn sock(&self, arguments: &[&str]) -> Output {
-        Command::new(binary())
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
             .args(arguments)
             .args(["--endpoint", &self.endpoint])
             .env("AWS_ACCESS_KEY_ID", KEY.0)
-            .env("AWS_SECRET_ACCESS_KEY", KEY.1.replace(' ', "-"))
-            .output()
-            .unwrap()
+            .env("AWS_SECRET_ACCESS_KEY", KEY.1.replace(' ', "-"));
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn sock(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     /// As [`Server::sock`], of a command that must succeed; returns what it printed.
