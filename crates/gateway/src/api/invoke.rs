@@ -3,7 +3,7 @@
 //! An invocation is a task of its own. A client that leaves does not end it: it runs until it is done or its time is over,
 //! its lines go to the log, and its share of the server is given back then.
 //!
-//! Asynchronous events are on disk before they are accepted: see [`events`](crate::events).
+//! Asynchronous events are on disk before they are accepted: see [`events`].
 
 use std::borrow::Cow;
 use std::sync::Arc;
