@@ -260,7 +260,7 @@ impl Server {
             return Err(format!("{} descriptors came, at least {expected} are needed", fds.len()));
         }
         let (socket, theirs) = pair().map_err(|error| error.to_string())?;
-        let init = self.clone_init(make, &fds, theirs).map_err(|error| error.to_string())?;
+        let init = self.clone_init(make, &fds, theirs, &socket).map_err(|error| error.to_string())?;
         self.running.insert(init, Running { slot: make.slot, socket });
         let result = self.finish(init, make.slot);
         if result.is_err() {
@@ -276,12 +276,14 @@ impl Server {
         result
     }
 
-    /// Has PID 1 cloned, and inherits it.
-    fn clone_init(&self, make: &Make, fds: &[OwnedFd], theirs: OwnedFd) -> SysResult<Pid> {
+    /// Has PID 1 cloned, and inherits it. `ours` is the builder's alone: with a copy of it, PID 1 would wait for itself for
+    /// ever if the builder dies before it speaks.
+    fn clone_init(&self, make: &Make, fds: &[OwnedFd], theirs: OwnedFd, ours: &OwnedFd) -> SysResult<Pid> {
         let (answer, report) = pair()?;
         let mut theirs = Some(theirs);
         let helper = sys::fork_into(fds[0].as_fd(), || {
             let mut make_it = || {
+                sys::close_in_child(&[ours])?;
                 if make.nested {
                     setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
                 }
