@@ -526,7 +526,14 @@ impl Server {
         let Instance { slot, zygote, ended, checked, exit, out_of_memory, .. } = instance;
         let number = slot.ground.number;
         let ids = Ids::of(zygote, slot.pair);
-        self.let_die(slot, ids);
+        if zygote.is_none() && checked.as_ref().is_some_and(|checked| has_ended(&checked.pidfd)) {
+            // Its PID 1 is about to tell how the process ended, and to end with all others. Killed now it would take that
+            // along, and before 6.15 nobody else knows.
+            let Slot { ground, .. } = slot;
+            self.dying.insert(number, Dying { ground, ids, ended: false, farewell: None });
+        } else {
+            self.let_die(slot, ids);
+        }
         if let Some(dying) = self.dying.get_mut(&number) {
             dying.ended = ended;
             dying.farewell = Some(Farewell { request, checked, exit, out_of_memory, usage });
@@ -654,6 +661,11 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether the process behind `pidfd` is dead. pidfd_open(2)
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
 }
 
 fn usage(instance: &Instance) -> Usage {
