@@ -17,5 +17,8 @@ pub(crate) fn run() -> Result<()> {
         checked => checked?,
     }
     test::on_host(&[])?;
-    e2e::run(&["--kernel", "6.1", "--kernel", "6.12"].map(str::to_owned))
+    // All of them on the older kernel as well would take as long again: `cargo xtask e2e --kernel 6.1` before a change of what
+    // asks the kernel for something.
+    e2e::run(&["--kernel", "6.1", "--smoke"].map(str::to_owned))?;
+    e2e::run(&["--kernel", "6.12"].map(str::to_owned))
 }

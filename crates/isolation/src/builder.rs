@@ -82,6 +82,7 @@ pub(crate) const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "net", "ipc", "u
 pub(crate) struct Builder {
     socket: OwnedFd,
     pid: Pid,
+    pidfd: OwnedFd,
 }
 
 /// A made container.
@@ -118,7 +119,8 @@ impl Builder {
                 1
             }
         })?;
-        let builder = Self { socket, pid };
+        let pidfd = sys::pidfd_open(pid).call("pidfd_open")?;
+        let builder = Self { socket, pid, pidfd };
         // The first message says that the root stands; if there is none, it does not.
         let (length, _) = sys::receive(builder.socket.as_fd(), &mut [0; 16]).call("recvmsg")?;
         if length == 0 { Err(Errno::EPIPE).call("start the slot builder") } else { Ok(builder) }
@@ -126,6 +128,11 @@ impl Builder {
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Becomes readable when it has ended; its socket may be held by a process that it was about to make.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     pub(crate) fn pid(&self) -> Pid {

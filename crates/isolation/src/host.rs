@@ -118,6 +118,10 @@ impl Host {
         self.builder.socket()
     }
 
+    pub(crate) fn builder_pidfd(&self) -> BorrowedFd<'_> {
+        self.builder.pidfd()
+    }
+
     pub(crate) fn event(&self) -> SysResult<Option<Event>> {
         self.builder.event()
     }

@@ -228,12 +228,16 @@ impl Server {
             let mut wanted = [
                 PollFd::new(self.host.builder_socket(), PollFlags::POLLIN),
                 PollFd::new(self.gateway.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.host.builder_pidfd(), PollFlags::POLLIN),
             ];
             match poll(&mut wanted, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno).call("poll"),
             }
-            let [built, asked] = wanted.map(|wanted| wanted.any().unwrap_or(false));
+            let [built, asked, ended] = wanted.map(|wanted| wanted.any().unwrap_or(false));
+            if ended {
+                return Err(Errno::ECHILD).call("wait for the slot builder, which has ended");
+            }
             if (!built && !asked) || self.refilled.elapsed() > AT_LATEST {
                 self.refill_all();
             }

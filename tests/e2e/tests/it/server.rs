@@ -118,7 +118,9 @@ impl Server {
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let endpoint = line.trim().strip_prefix("serving ").unwrap_or_else(|| panic!("no server: {line:?}"));
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
+        // A connection that is kept would be the one of a gateway that a test has killed since.
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
+        let agent = agent.max_idle_connections(0).build().into();
         Self { child, stdout, said: Mutex::new(said), endpoint: endpoint.to_owned(), agent }
     }
 
