@@ -99,7 +99,13 @@ async fn respond(call: &Call, incoming: Incoming, arrived: impl FnOnce()) -> Res
         Err(error) => {
             // Who waits for leave to send a body has to be told that there is none.
             if !call.head.headers.contains_key(EXPECT) {
-                body::pass_over(incoming, limits.body);
+                let rest = body::pass_over(incoming, limits.body);
+                if call.gateway.is_draining() {
+                    // The connection is closed after the answer: to a client that still writes, the answer would be lost.
+                    rest.await;
+                } else {
+                    tokio::spawn(rest);
+                }
             }
             return Err(error);
         }

@@ -56,9 +56,9 @@ pub(crate) async fn read(
 }
 
 /// Lets a request that is answered already end: the rest of it is read and thrown away, for at most `time`.
-pub(crate) fn pass_over(body: Incoming, time: Duration) {
+pub(crate) async fn pass_over(body: Incoming, time: Duration) {
     if !body.is_end_stream() {
-        tokio::spawn(tokio::time::timeout(time, discard(body, 0)));
+        let _ = tokio::time::timeout(time, discard(body, 0)).await;
     }
 }
 

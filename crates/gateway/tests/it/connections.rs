@@ -207,7 +207,8 @@ fn a_stopping_server_tells_who_comes_to_come_back() {
     let (fake, address) = (server.fake.clone(), server.address);
     let stopped = server.stop(|| {
         assert!(idle.is_closed(), "who has said nothing need not wait");
-        let late = Request::new("POST", "/run/slow", "[2]").send(address);
+        // Long enough to be still on its way when the head is answered.
+        let late = Request::new("POST", "/run/slow", " ".repeat(4 << 20)).send(address);
         assert_eq!(
             (late.status, late.header("x-amzn-errortype")),
             (503, Some("ServiceUnavailableException"))
