@@ -89,6 +89,8 @@ async fn connection(
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limits.answer));
     let head = limits.head;
+    // Who comes to a stopping server is told so, once; a connection that says nothing yet must not be closed for that.
+    let late = gateway.is_draining();
     let service = {
         let place = place.clone();
         service_fn(move |request| {
@@ -97,6 +99,7 @@ async fn connection(
         })
     };
     let connection = http1::Builder::new()
+        .keep_alive(!late)
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD)
@@ -108,7 +111,7 @@ async fn connection(
         biased;
         () = place.sent_away() => return debug!("a connection was closed to make room for another"),
         ended = connection.as_mut() => ended,
-        _ = closed.changed() => {
+        _ = closed.changed(), if !late => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
