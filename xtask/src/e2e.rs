@@ -26,8 +26,8 @@ const SMOKE: &str = "test(=packages::a_function_with_packages_is_forked_with_the
      + test(=crash::kill_9_and_a_new_start_leave_nothing_and_lose_nothing)";
 /// Our exit code when everything worked but tests failed, as nextest's own is; any other trouble is 1.
 pub(crate) const TESTS_FAILED: i32 = 100;
-/// For all tests; under emulation they take a third of it.
-const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// For all tests; under emulation they take a third of it, and more where other work shares the processors.
+const TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Debug)]
 struct Options {
