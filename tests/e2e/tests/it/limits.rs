@@ -20,7 +20,18 @@ fn server(data: &Path, flags: &[&str]) -> Server {
 fn take_too_much(server: &Server) {
     assert_eq!(server.run("greedy", &json!({"hold": 64})).body, json!(64), "what it may have");
     let neighbour = server.run("neighbour", &json!({}));
-    let before = server.processes();
+    // Once no slot or spare is being made any more, whose makers come and go.
+    let (mut last, mut same) = (server.processes(), 0);
+    server.wait_until(
+        || {
+            let now = server.processes();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+            same
+        },
+        |same| *same == 10,
+    );
+    let before = last;
     std::thread::scope(|scope| {
         let asleep = scope.spawn(|| server.run("neighbour", &json!({"sleep": 2})));
         let killed = server.run("greedy", &json!({"hold": 1000}));
