@@ -26,7 +26,7 @@ cargo xtask COMMAND
   fuzz [TARGET…]     look for inputs that break a parser's promises, a minute for each target
       [--seconds N] [--merge]
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
-  ci                 check, fuzz for seconds, vm build --check, and test on both kernels
+  ci                 check, fuzz for seconds, vm build --check, host tests, e2e (on 6.1: smoke)
   vm COMMAND         the test machine: lock, build, run, shell
   advisories         known vulnerabilities of dependencies (asks the network)";
 
