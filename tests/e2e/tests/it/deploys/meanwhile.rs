@@ -37,6 +37,8 @@ fn while_one_runs(change: impl FnOnce(&Server)) -> Answer {
             server.processes().iter().map(|process| process.inside("/tmp/working")).find(|path| path.exists())
         };
         let working = server.wait_until(|| working(&server), Option::is_some).unwrap();
+        // One of the old ones is idle too: nothing may be given to it once the change is done.
+        assert_eq!(run(&server, &json!({})).body, "old");
         change(&server);
         assert!(!running.is_finished(), "the running invocation was ended");
         fs::remove_file(working).unwrap();
