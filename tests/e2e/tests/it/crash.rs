@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::server::{Process, Server, processes, tests};
+use crate::server::{Process, Server, processes, still_running, tests};
 
 /// Where cgroup2 is mounted.
 pub(crate) fn mount() -> PathBuf {
@@ -42,8 +42,7 @@ fn kill_9_and_a_new_start_leave_nothing_and_lose_nothing() {
     server.kill_9();
 
     let server = Server::start(data.path());
-    let alive = processes();
-    let left: Vec<&Process> = before.iter().filter(|process| alive.contains(process)).collect();
+    let left = still_running(&before);
     assert!(left.is_empty(), "processes are left: {left:?}");
     // One for each container at least.
     let leaks = server.metric("sock_leaks_found_at_start ");
@@ -70,8 +69,7 @@ fn a_stop_leaves_nothing() {
     let server = with_instances(data.path());
     let before = server.processes();
     assert!(server.stop());
-    let alive = processes();
-    assert!(before.iter().all(|process| !alive.contains(process)));
+    assert_eq!(still_running(&before), Vec::<&Process>::new());
     assert_eq!(mounts(data.path()), 0);
 }
 

@@ -320,6 +320,15 @@ pub(crate) fn processes() -> BTreeSet<Process> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(process).collect()
 }
 
+/// Which of these still run, whoever their parent is by now: an orphan has another one. What is ending has no memory any
+/// more; it goes once the machine's first process, which has inherited it, takes note of it.
+pub(crate) fn still_running(before: &BTreeSet<Process>) -> Vec<&Process> {
+    let now = processes();
+    let same = |one: &Process, other: &Process| (one.pid, one.started) == (other.pid, other.started);
+    let runs = |process: &Process| !process.status("VmSize").is_empty();
+    before.iter().filter(|process| now.iter().any(|one| same(one, process)) && runs(process)).collect()
+}
+
 fn process(pid: u32) -> Option<Process> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::index::{Fault, Index, Listed};
 use super::wheel::Wheel;
 use super::{create, goes_on, noise, nothing_is_left, server, settled, zip};
-use crate::server::processes;
+use crate::server::still_running;
 
 /// Every wheel in the store is whole: as many files and bytes as its own facts say.
 fn whole(data: &Path) -> usize {
@@ -79,8 +79,7 @@ fn killed_while_it_installs_it_goes_on_at_the_next_start() {
         server.kill_9();
         index.fault(&path, None);
         server = super::server(data.path(), &index.url());
-        let alive = processes();
-        let left: Vec<_> = before.iter().filter(|process| alive.contains(process)).collect();
+        let left = still_running(&before);
         assert!(left.is_empty(), "{title}: {left:?} are left");
         let configuration = settled(&server, &name);
         assert_eq!(configuration["State"], "Active", "{title}: {configuration}");
