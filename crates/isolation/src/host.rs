@@ -126,18 +126,17 @@ impl Host {
         self.builder.event()
     }
 
-    /// Makes the cgroup and the `/var` of container `number`.
+    /// Makes the cgroup and the `/var` of container `number`; both or none.
     pub(crate) fn ground(&self, number: u64) -> SysResult<Ground> {
         let group = self.hierarchy.create(&number.to_string())?;
-        let var = self.work.join("slots").join(number.to_string());
-        for path in [var.clone(), var.join("task"), var.join("packages"), var.join("opt")] {
-            fs::create_dir(&path).call_on("mkdir", &path)?;
+        let ground = Ground { number, group, var: self.work.join("slots").join(number.to_string()) };
+        match make_var(&ground.var) {
+            Ok(()) => Ok(ground),
+            Err(error) => {
+                self.clear(&ground)?;
+                Err(error)
+            }
         }
-        std::os::unix::fs::symlink("/tmp", var.join("tmp")).call_on("symlink", &var)?;
-        let none: Option<&str> = None;
-        mount(Some(&var), &var, none, MsFlags::MS_BIND, none).call_on("mount", &var)?;
-        mount(none, &var, none, MsFlags::MS_SHARED, none).call_on("mount", &var)?;
-        Ok(Ground { number, group, var })
     }
 
     /// Asks the builder for the rest; it answers by an [`Event`].
@@ -222,9 +221,15 @@ impl Host {
         if !ground.group.try_remove()? {
             return Ok(false);
         }
-        umount2(&ground.var, MntFlags::MNT_DETACH).call_on("umount2", &ground.var)?;
-        fs::remove_dir_all(&ground.var).call_on("rmdir", &ground.var)?;
-        Ok(true)
+        match umount2(&ground.var, MntFlags::MNT_DETACH) {
+            // Not mounted, or not even there: its making had come no further.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            failed => failed.call_on("umount2", &ground.var)?,
+        }
+        match fs::remove_dir_all(&ground.var) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            removed => removed.call_on("rmdir", &ground.var).map(|()| true),
+        }
     }
 
     /// Ends the builder, with it every container, and removes the parent cgroup.
@@ -240,6 +245,17 @@ impl Host {
 const EMPTY: [&str; 2] = ["empty-1", "empty-2"];
 
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+
+/// A directory for what a container shall see, shared so that what is mounted on it later arrives inside.
+fn make_var(var: &Path) -> SysResult<()> {
+    for path in [var.to_owned(), var.join("task"), var.join("packages"), var.join("opt")] {
+        fs::create_dir(&path).call_on("mkdir", &path)?;
+    }
+    std::os::unix::fs::symlink("/tmp", var.join("tmp")).call_on("symlink", var)?;
+    let none: Option<&str> = None;
+    mount(Some(var), var, none, MsFlags::MS_BIND, none).call_on("mount", var)?;
+    mount(none, var, none, MsFlags::MS_SHARED, none).call_on("mount", var)
+}
 
 fn ignore(error: SyscallError, errno: Errno) -> SysResult<()> {
     if error.errno == errno { Ok(()) } else { Err(error) }

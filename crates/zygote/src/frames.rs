@@ -135,7 +135,7 @@ impl Decoder {
         Ok(Some((kind, payload)))
     }
 
-    /// Whether bytes of an unfinished frame are held.
+    /// Whether no byte of an unfinished frame is held.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }

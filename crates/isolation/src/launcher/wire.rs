@@ -185,9 +185,27 @@ pub fn encode_request(id: u64, request: Request) -> Result<Vec<u8>, Errno> {
     if message.len() > MAX_MESSAGE { Err(Errno::EMSGSIZE) } else { Ok(message) }
 }
 
+/// A message that is no request, or none that this launcher knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a message of {length} bytes is no request: {reason}")]
+pub struct Malformed {
+    /// The number of the request that it meant to be, where it has one.
+    pub id: Option<u64>,
+    length: usize,
+    reason: String,
+}
+
 /// The number and the request in a message. Whether it may be granted is [`Request::validate`]'s to say.
-pub fn decode_request(message: &[u8]) -> Result<(u64, Request), Errno> {
-    serde_json::from_slice(message).map(|Asked { id, request }| (id, request)).map_err(|_| Errno::EBADMSG)
+pub fn decode_request(message: &[u8]) -> Result<(u64, Request), Malformed> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        id: u64,
+    }
+    serde_json::from_slice(message).map(|Asked { id, request }| (id, request)).map_err(|error| Malformed {
+        id: serde_json::from_slice(message).ok().map(|Numbered { id }| id),
+        length: message.len(),
+        reason: error.to_string(),
+    })
 }
 
 /// The message that answers request `id`; always short enough to be sent.

@@ -4,6 +4,7 @@
 //! other on the main thread, each on a host of its own.
 
 mod inside;
+mod launcher;
 mod lifecycle;
 mod shop;
 
@@ -15,7 +16,7 @@ type Test = (&'static str, fn() -> Result<(), Failed>);
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let tests = [lifecycle::TESTS, inside::TESTS].concat();
+    let tests = [lifecycle::TESTS, inside::TESTS, launcher::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -15,11 +15,11 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
-use super::{
-    Building, Child, Dying, Ids, Instance, Owner, Server, Slot, Spare, Zygote, io_text, stream_pair, text,
-};
+use super::end::{Dying, Ids};
+use super::start::{Building, Owner};
+use super::{Child, Instance, Server, Slot, Spare, Zygote, io_text, stream_pair, text};
 use crate::cgroup::Limits;
-use crate::error::{Context, SysResult};
+use crate::error::Context;
 use crate::host::Parent;
 use crate::init::Exit;
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
@@ -30,11 +30,14 @@ use crate::sys;
 const MAX_WAITING: usize = 4096;
 
 impl Zygote {
-    /// Takes the slot with this number, which is dead, out of whichever pool has it.
-    pub(super) fn lose(&mut self, number: u64) -> Option<Slot> {
-        if let Some(at) = self.ready.iter().position(|slot| slot.ground.number == number) {
-            return self.ready.remove(at);
-        }
+    /// Takes the slot with this number, which is dead, out of its pool.
+    pub(super) fn lose_slot(&mut self, number: u64) -> Option<Slot> {
+        let at = self.ready.iter().position(|slot| slot.ground.number == number)?;
+        self.ready.remove(at)
+    }
+
+    /// Takes the slot of a spare with this number, which is dead, out of the spares.
+    pub(super) fn lose_spare(&mut self, number: u64) -> Option<Slot> {
         let at = self.spares.iter().position(|spare| spare.slot.ground.number == number)?;
         self.spares.remove(at).map(|spare| spare.slot)
     }
@@ -64,14 +67,15 @@ impl Server {
             return Ok(());
         }
         let Some(slot) = state.ready.pop_front() else { return Ok(()) };
-        self.wanting.insert(zygote);
         match self.start_child(zygote, &slot, "spare") {
             Ok(child) => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
                     state.spares.push_back(Spare { slot, child });
                 }
+                self.wanting.insert(zygote);
                 Ok(())
             }
+            // Not wanted again until somebody asks: a zygote that takes none would be offered slots for ever.
             Err(error) => {
                 let ids = Ids::Within(zygote, slot.pair);
                 self.let_die(slot, ids);
@@ -90,18 +94,19 @@ impl Server {
             if building >= state.waiting.len() + usize::from(pooling) {
                 return Ok(());
             }
-            let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
-            state.building += 1;
-            // Relative to the zygote's user namespace.
-            let map = pair.map(0);
             let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
             let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
-            let number = self.number();
-            let ground = self.host.ground(number).map_err(text)?;
-            let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
-            let spec = self.spec(Nesting::Forbidden);
-            self.host.build(&ground, map, Some(parent), (spec, None, &[])).map_err(text)?;
-            let owner = Owner::Slot(zygote);
+            let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
+            let (ground, ()) = self.ground(Ids::Within(zygote, pair), |server, ground| {
+                let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
+                let spec = server.spec(Nesting::Forbidden);
+                // Relative to the zygote's user namespace.
+                server.host.build(ground, pair.map(0), Some(parent), (spec, None, &[])).map_err(text)
+            })?;
+            if let Some(state) = self.zygotes.get_mut(&zygote) {
+                state.building += 1;
+            }
+            let (number, owner) = (ground.number, Owner::Slot(zygote));
             let building = Building { ground, pair: Some(pair), owner, answer: None, expected: None };
             self.building.insert(number, building);
         }
@@ -117,24 +122,25 @@ impl Server {
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
         if let Some(Spare { slot, child }) = state.spares.pop_front() {
             self.wanting.insert(zygote);
-            let given = self.give(zygote, slot, (files, child.socket), limits);
-            let result = given.map(|instance| Reply::Instance { instance, spare: true });
-            return self.answer(id, result, &child.fds).map_err(text);
+            let instance = self.give(zygote, slot, (files, child.socket), limits)?;
+            self.answer(id, Ok(Reply::Instance { instance, spare: true }), child.fds);
+            return Ok(());
         }
         if state.waiting.len() >= MAX_WAITING {
             return Err(format!("{MAX_WAITING} requests wait for zygote {zygote} already"));
         }
         state.waiting.push_back((id, files, limits));
-        self.serve_waiting(zygote)
+        self.serve_waiting(zygote);
+        Ok(())
     }
 
-    /// Forks for the requests that wait, as far as there are slots.
-    pub(super) fn serve_waiting(&mut self, zygote: ZygoteId) -> Result<(), String> {
+    /// Forks for the requests that wait, as far as there are slots, and has more made for the others.
+    pub(super) fn serve_waiting(&mut self, zygote: ZygoteId) {
         loop {
-            let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
+            let Some(state) = self.zygotes.get_mut(&zygote) else { return };
             if state.waiting.is_empty() {
                 self.wanting.insert(zygote);
-                return Ok(());
+                return;
             }
             let Some(slot) = state.ready.pop_front() else { break };
             let Some((id, files, limits)) = state.waiting.pop_front() else { break };
@@ -146,10 +152,22 @@ impl Server {
                     (Err(error), Vec::new())
                 }
             };
-            let result = result.map(|instance| Reply::Instance { instance, spare: false });
-            self.answer(id, result, &fds).map_err(text)?;
+            self.answer(id, result.map(|instance| Reply::Instance { instance, spare: false }), fds);
         }
-        self.refill(zygote)
+        if let Err(error) = self.refill(zygote) {
+            eprintln!("sock: launcher: zygote {zygote}: {error}");
+            self.refuse_waiting(zygote, &error);
+        }
+    }
+
+    /// Whoever waits for a slot that nobody makes is told why there is none, rather than being kept waiting.
+    pub(super) fn refuse_waiting(&mut self, zygote: ZygoteId, error: &str) {
+        let Some(state) = self.zygotes.get_mut(&zygote) else { return };
+        let refused = state.waiting.len().saturating_sub(state.building as usize);
+        let refused: Vec<_> = state.waiting.drain(..refused).collect();
+        for (id, ..) in refused {
+            self.answer(id, Err(error.to_owned()), Vec::new());
+        }
     }
 
     /// Makes a slot in which a process was started an instance with these limits. Its files appear when it was checked.
@@ -215,23 +233,6 @@ impl Server {
                 farewell.exit = exit;
             }
         }
-    }
-
-    /// Whoever waits for a slot is told why there is none, rather than being kept waiting.
-    pub(super) fn slot_failed(&mut self, zygote: ZygoteId, error: &str) -> SysResult<()> {
-        let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
-        state.building -= 1;
-        let waiting = state.waiting.pop_front();
-        eprintln!("sock: launcher: failed to make a slot: {error}");
-        waiting.map_or(Ok(()), |(id, ..)| self.answer(id, Err(error.to_owned()), &[]))
-    }
-
-    /// A slot of `zygote` was made.
-    pub(super) fn slot_made(&mut self, zygote: ZygoteId) -> SysResult<()> {
-        if let Err(error) = self.serve_waiting(zygote) {
-            eprintln!("sock: launcher: zygote {zygote}: {error}");
-        }
-        Ok(())
     }
 }
 

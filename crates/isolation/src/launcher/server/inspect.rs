@@ -1,0 +1,76 @@
+//! What is looked at from outside: whether an instance is confined, and what it uses.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use nix::unistd::Pid;
+
+use super::{Instance, Server, io_text, text};
+use crate::cgroup::Usage;
+use crate::error::Context;
+use crate::launcher::wire::InstanceId;
+use crate::{plan, sys, verify};
+
+impl Instance {
+    /// What it used until now.
+    pub(super) fn usage(&self) -> Usage {
+        let mut usage = self.slot.ground.group.usage();
+        if usage.memory_peak == 0
+            && let Some(checked) = &self.checked
+        {
+            usage.memory_peak = verify::resident(checked.pid);
+        }
+        usage
+    }
+}
+
+impl Server {
+    /// Returns a pidfd of the instance's process.
+    pub(super) fn check(&mut self, id: InstanceId) -> Result<OwnedFd, String> {
+        let by_kernel = self.host.has_controller("memory");
+        let instance = self.instance(id)?;
+        let expected = verify::Expected {
+            id: instance.slot.pair.outside(instance.base),
+            filters: instance.filters,
+            namespaces: verify::inodes(&instance.slot.made.namespaces).map_err(text)?,
+            socket: instance.socket,
+        };
+        let processes = instance.slot.ground.group.processes().map_err(text)?;
+        let checked = verify::check(&processes, instance.slot.made.init, &expected)
+            .map_err(|error| format!("instance {id} is not confined: {error}"))?;
+        if instance.zygote.is_some() {
+            // A command got its limits before its exec; a zygote's child still has the zygote's.
+            for (name, number, value) in plan::resource_limits(&instance.limits, by_kernel, checked.data) {
+                sys::set_limit(checked.pid, number, value).call_on("prlimit", name).map_err(text)?;
+            }
+        }
+        let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
+        instance.checked = Some(checked);
+        let files = instance.files.take();
+        if let (Some(files), Some(instance)) = (files, self.instances.get(&id)) {
+            self.show(&instance.slot.ground, &files)?;
+        }
+        Ok(pidfd)
+    }
+
+    /// The watchdog on resident memory, for kernels that keep no such limit: kills what went over.
+    pub(super) fn watch(&mut self) {
+        self.watched = Instant::now();
+        for instance in self.instances.values_mut() {
+            let Some(checked) = &instance.checked else { continue };
+            let Ok(processes) = instance.slot.ground.group.processes() else { continue };
+            let others = processes.into_iter().filter(|pid| *pid != instance.slot.made.init);
+            let others: Vec<Pid> = others.collect();
+            let resident: u64 = others.iter().map(|pid| verify::resident(*pid)).sum();
+            // What it was forked with is the zygote's and shared with it.
+            let suspect = resident.saturating_sub(checked.resident) > instance.limits.memory;
+            // Pages that its own processes share were counted for each of them: the dear look divides them.
+            if suspect
+                && others.iter().map(|pid| verify::proportional(*pid)).sum::<u64>() > instance.limits.memory
+            {
+                instance.out_of_memory = true;
+                let _ = instance.slot.ground.group.kill();
+            }
+        }
+    }
+}

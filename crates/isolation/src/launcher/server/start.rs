@@ -1,0 +1,174 @@
+//! Zygotes and single commands: asked of the slot builder, and taken over from it.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
+
+use super::end::{Dying, Ids};
+use super::{Instance, Server, Slot, Zygote, null, stream_pair, text};
+use crate::builder::{self, Event, Made};
+use crate::cgroup::Limits;
+use crate::error::Context;
+use crate::host::Ground;
+use crate::ids::{BLOCK, Pair};
+use crate::init::Command;
+use crate::launcher::wire::{Files, InstanceId, MAX_READY, Reply, StartZygote, ZygoteId};
+use crate::plan::Nesting;
+
+pub(super) enum Owner {
+    Zygote(ZygoteId),
+    Slot(ZygoteId),
+    Alone(InstanceId),
+}
+
+/// A container that the builder was asked for.
+pub(super) struct Building {
+    pub(super) ground: Ground,
+    pub(super) pair: Option<Pair>,
+    pub(super) owner: Owner,
+    /// The request that waits for it, and what its answer carries.
+    pub(super) answer: Option<(u64, Vec<OwnedFd>)>,
+    pub(super) expected: Option<(Limits, u32)>,
+}
+
+impl Server {
+    /// A new ground, furnished. Where that fails the ground goes again, and the ids with it.
+    pub(super) fn ground<T>(
+        &mut self,
+        ids: Ids,
+        furnish: impl FnOnce(&Self, &Ground) -> Result<T, String>,
+    ) -> Result<(Ground, T), String> {
+        let number = self.number();
+        let ground = self.host.ground(number).map_err(text).inspect_err(|_| self.give_back(ids))?;
+        match furnish(self, &ground) {
+            Ok(furnished) => Ok((ground, furnished)),
+            Err(error) => {
+                self.dying.insert(number, Dying { ground, ids, ended: true, farewell: None });
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn start_zygote(&mut self, id: u64, start: StartZygote) -> Result<(), String> {
+        let StartZygote { zygote, files, command, slots } = start;
+        if self.zygotes.contains_key(&zygote) {
+            return Err(format!("zygote {zygote} exists already"));
+        }
+        let block = self.blocks.pop().ok_or("no block of user ids is left for another zygote")?;
+        let (ground, (fork_channel, fds)) = self.ground(Ids::Block(block), |server, ground| {
+            ground.group.limit(&server.host.hierarchy, &command.limits).map_err(text)?;
+            server.show(ground, &files)?;
+            let (fork_channel, theirs) = builder::pair().map_err(text)?;
+            fcntl(&fork_channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).call("fcntl F_SETFL").map_err(text)?;
+            let (control, control_theirs) = stream_pair().map_err(text)?;
+            let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+            let null = null().map_err(text)?;
+            let map = format!("0 {} {BLOCK}\n", server.host.ids.block(block));
+            let fds = [&null, &log_theirs, &log_theirs, &theirs, &control_theirs].map(AsFd::as_fd);
+            let command = Command { memory_by_kernel: server.host.has_controller("memory"), ..command };
+            let what = (server.spec(Nesting::Slots), Some(command), &fds[..]);
+            server.host.build(ground, map, None, what).map_err(text)?;
+            Ok((fork_channel, vec![control, log]))
+        })?;
+        let (number, owner) = (ground.number, Owner::Zygote(zygote));
+        let building = Building { ground, pair: None, owner, answer: Some((id, fds)), expected: None };
+        self.building.insert(number, building);
+        self.zygotes.insert(zygote, Zygote::new(block, fork_channel, slots.min(MAX_READY)));
+        Ok(())
+    }
+
+    pub(super) fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
+        let pair = self.pairs.take().ok_or("no user ids are left for another container")?;
+        let limits = command.limits;
+        let (ground, fds) = self.ground(Ids::Alone(pair), |server, ground| {
+            ground.group.limit(&server.host.hierarchy, &limits).map_err(text)?;
+            server.show(ground, files)?;
+            let (socket, theirs) = stream_pair().map_err(text)?;
+            let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+            let null = null().map_err(text)?;
+            let fds = [&null, &log_theirs, &log_theirs, &theirs].map(AsFd::as_fd);
+            let command = Command { memory_by_kernel: server.host.has_controller("memory"), ..command };
+            let map = pair.map(server.host.ids.block(0));
+            let what = (server.spec(Nesting::Forbidden), Some(command), &fds[..]);
+            server.host.build(ground, map, None, what).map_err(text)?;
+            Ok(vec![socket, log])
+        })?;
+        let (number, owner) = (ground.number, Owner::Alone(ground.number));
+        let (answer, expected) = (Some((id, fds)), Some((limits, 1)));
+        self.building.insert(number, Building { ground, pair: Some(pair), owner, answer, expected });
+        Ok(())
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::Made { slot, made } => self.made(slot, made),
+            Event::Failed { slot, error } => self.failed(slot, &error),
+            Event::Ended { slot, exit } => self.ended(slot, exit),
+        }
+    }
+
+    fn failed(&mut self, number: u64, error: &str) {
+        let Some(building) = self.building.remove(&number) else { return };
+        if let Some((id, _)) = building.answer {
+            self.answer(id, Err(error.to_owned()), Vec::new());
+        }
+        let pair = building.pair.unwrap_or_default();
+        let ids = match building.owner {
+            Owner::Zygote(zygote) => match self.zygotes.remove(&zygote) {
+                Some(Zygote { block, waiting, .. }) => {
+                    for (id, ..) in waiting {
+                        self.answer(id, Err(format!("zygote {zygote} was not made: {error}")), Vec::new());
+                    }
+                    Ids::Block(block)
+                }
+                None => Ids::WithZygote,
+            },
+            Owner::Slot(zygote) => {
+                eprintln!("sock: launcher: failed to make a slot: {error}");
+                if let Some(state) = self.zygotes.get_mut(&zygote) {
+                    state.building -= 1;
+                }
+                self.refuse_waiting(zygote, error);
+                Ids::Within(zygote, pair)
+            }
+            Owner::Alone(_) => Ids::Alone(pair),
+        };
+        self.dying.insert(number, Dying { ground: building.ground, ids, ended: true, farewell: None });
+    }
+
+    fn made(&mut self, number: u64, made: Made) {
+        let Some(Building { ground, pair, owner, answer, expected }) = self.building.remove(&number) else {
+            return;
+        };
+        let slot = Slot { ground, pair: pair.unwrap_or_default(), made };
+        match owner {
+            Owner::Zygote(zygote) => {
+                let Some(state) = self.zygotes.get_mut(&zygote) else {
+                    return self.let_die(slot, Ids::WithZygote);
+                };
+                state.init = Some(slot);
+                if let Some((id, fds)) = answer {
+                    self.answer(id, Ok(Reply::Zygote), fds);
+                }
+                self.serve_waiting(zygote);
+            }
+            Owner::Slot(zygote) => {
+                let Some(state) = self.zygotes.get_mut(&zygote) else {
+                    return self.let_die(slot, Ids::WithZygote);
+                };
+                state.building -= 1;
+                state.ready.push_back(slot);
+                self.serve_waiting(zygote);
+            }
+            Owner::Alone(instance) => {
+                let (limits, filters) = expected.unwrap_or_default();
+                let state = Instance::new(slot, None, limits, (self.host.ids.block(0), filters));
+                self.instances.insert(instance, state);
+                if let Some((id, fds)) = answer {
+                    self.answer(id, Ok(Reply::Instance { instance, spare: false }), fds);
+                }
+            }
+        }
+    }
+}
