@@ -1,5 +1,6 @@
 //! What a developer runs: `cargo xtask <command>`. One file a command.
 
+mod bench;
 mod check;
 mod ci;
 mod demo;
@@ -23,6 +24,7 @@ cargo xtask COMMAND
   e2e [FILTER…]      the privileged tests, in the test machine
       [--smoke] [--filterset EXPR] [--kernel VERSION]… [--repeat N] [--shell-on-failure]
   mutants [NAME…]    break the system in one place after another; the tests have to notice
+  bench SCENARIO     what things cost, beside their peers: container
   fuzz [TARGET…]     look for inputs that break a parser's promises, a minute for each target
       [--seconds N] [--merge]
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
@@ -45,6 +47,7 @@ fn run() -> Result<()> {
         "test" => test::run(&rest),
         "check" => check::run(),
         "ci" => ci::run(),
+        "bench" => bench::run(&rest),
         "fuzz" => fuzz::run(&rest),
         "e2e" => e2e::run(&rest),
         "mutants" => mutants::run(&rest),

@@ -55,6 +55,16 @@ pub(crate) fn for_tests_in_machine() -> Result<()> {
     nextest()
 }
 
+/// What benchmarks take besides: a program for a container to hold that takes no memory to speak of.
+const BENCHMARK_PACKAGES: [Package; 1] =
+    [Package { name: "busybox-static", probe: ("/bin/busybox", &["true"]) }];
+
+/// What building and running benchmarks takes; those to compare with are fetched by themselves.
+pub(crate) fn for_benchmarks() -> Result<()> {
+    install(&PACKAGES)?;
+    install(&BENCHMARK_PACKAGES)
+}
+
 /// What building and running the fuzz targets takes.
 pub(crate) fn for_fuzzing() -> Result<()> {
     install(&PACKAGES)?;

@@ -288,11 +288,7 @@ fn check_limits(options: &ServeOptions) -> Result<(), SuperviseError> {
 /// The containers' root: the host's `/usr`, our runtime, and the filter that an instance installs.
 fn template() -> Result<Template, NoBase> {
     let mut template = Template::of_base(Path::new("/"))?;
-    for (name, contents) in sock_zygote::RUNTIME {
-        template.files.push((Path::new("/sock/runtime").join(name), contents.as_bytes().to_vec()));
-    }
-    let filter = sock_isolation::seccomp::filter(sock_isolation::Role::Instance);
-    template.files.push(("/sock/instance.bpf".into(), sock_isolation::bpf::to_bytes(&filter)));
+    template.files.extend(sock_zygote::runtime::files());
     Ok(template)
 }
 

@@ -1,10 +1,10 @@
 //! The slot builder: a process of its own that makes containers ahead of need.
 //!
 //! ```text
-//! caller ── make(slot) ──▶ builder ──fork into the cgroup──▶ helper ──fork──▶ maker: enters the zygote's user and PID
-//!   ▲                         │                                │       namespace
-//!   │                         │                                └─clone3─▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup
-//!   │                         ├──fork──▶ proc maker: enters the new PID namespace, mounts its proc, hands it to PID 1
+//! caller ── make(slot) ──▶ builder ── clone3 into the cgroup ──▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup namespace
+//!   ▲                         │  ▲      (for a zygote's slot: fork ─▶ helper, in the cgroup ─▶ maker, in the zygote's user
+//!   │                         │  │       and PID namespace ─ clone3 as its sibling ─▶ PID 1)
+//!   │                         │  └ proc of the new PID namespace, mounted from out here ─▶ PID 1
 //!   └── made: pidfd + ns ◀────┘
 //! ```
 //!
@@ -32,7 +32,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -40,20 +40,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
-use crate::init::{self, Birth, Command, Exit, FromInit};
+use crate::init::{self, Birth, Exit, FromInit, Payload};
 use crate::plan::{self, SlotSpec, Step, Template};
 use crate::sys;
 
 /// A container to make. With it go descriptors, in this order: the directory of its cgroup, its `/var` mount, the user and
-/// the PID namespace to make it in (if `nested`), then the command's descriptors 0, 1, 2….
+/// the PID namespace to make it in, or the directory of the cgroup that shall be the root of its cgroup namespace (see
+/// [`Kin`]), then the payload's descriptors 0, 1, 2….
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Make {
     pub(crate) slot: u64,
     /// Lines of its uid_map and gid_map.
     pub(crate) map: String,
-    pub(crate) nested: bool,
+    pub(crate) kin: Kin,
     pub(crate) spec: SlotSpec,
-    pub(crate) command: Option<Command>,
+    pub(crate) payload: Payload,
+}
+
+/// Whose relative a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kin {
+    /// Nobody's.
+    Alone,
+    /// Others shall be made within its namespaces, and their cgroups lie beside its own, in that of the family. To be
+    /// allowed to fork into those it needs to see the family's: cgroup_namespaces(7).
+    Parent,
+    /// It is made within another's namespaces.
+    Child,
+}
+
+impl Kin {
+    /// How many descriptors go before the payload's.
+    fn descriptors(self) -> usize {
+        match self {
+            Self::Alone => 2,
+            Self::Parent => 3,
+            Self::Child => 4,
+        }
+    }
 }
 
 /// What the builder has to say. With `Made` go nine descriptors: see [`Made`].
@@ -135,8 +159,10 @@ impl Builder {
         self.pidfd.as_fd()
     }
 
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
+    /// Hangs up, which it ends at, and waits for that.
+    pub(crate) fn end(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        let _ = waitpid(self.pid, None);
     }
 
     pub(crate) fn make(&self, make: &Make, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
@@ -262,7 +288,7 @@ impl Server {
     }
 
     fn make(&mut self, make: &Make, fds: Vec<OwnedFd>) -> Result<(), String> {
-        let expected = if make.nested { 4 } else { 2 };
+        let expected = make.kin.descriptors();
         if fds.len() < expected {
             return Err(format!("{} descriptors came, at least {expected} are needed", fds.len()));
         }
@@ -283,17 +309,43 @@ impl Server {
         result
     }
 
-    /// Has PID 1 cloned, and inherits it. `ours` is the builder's alone: with a copy of it, PID 1 would wait for itself for
-    /// ever if the builder dies before it speaks.
+    /// Clones PID 1 and maps its ids. `ours` is the builder's alone: with a copy of it, PID 1 would wait for itself for ever if
+    /// the builder dies before it speaks.
     fn clone_init(&self, make: &Make, fds: &[OwnedFd], theirs: OwnedFd, ours: &OwnedFd) -> SysResult<Pid> {
+        if make.kin == Kin::Child {
+            return self.clone_by_helper(make, fds, theirs, ours);
+        }
+        // A parent's cgroup namespace shows its family, so it has to be born there.
+        let group = if make.kin == Kin::Parent { &fds[2] } else { &fds[0] };
+        let mut theirs = Some(theirs);
+        let init = sys::fork_into(group.as_fd(), new_namespaces(), || {
+            let closed = sys::close_in_child(&[ours]);
+            closed.map_or_else(|error| exit_code(Err(error)), |()| self.live(make, fds, &mut theirs))
+        })?;
+        self.map_ids(init, &make.map)?;
+        if make.kin == Kin::Parent {
+            let name = "cgroup.procs";
+            let procs = openat(&fds[0], name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+            let procs = File::from(procs.call_on("open", name)?);
+            (&procs).write_all(init.to_string().as_bytes()).call_on("write", name)?;
+        }
+        Ok(init)
+    }
+
+    /// Has PID 1 cloned within the parent's namespaces, and inherits it.
+    fn clone_by_helper(
+        &self,
+        make: &Make,
+        fds: &[OwnedFd],
+        theirs: OwnedFd,
+        ours: &OwnedFd,
+    ) -> SysResult<Pid> {
         let (answer, report) = pair()?;
         let mut theirs = Some(theirs);
-        let helper = sys::fork_into(fds[0].as_fd(), || {
+        let helper = sys::fork_into(fds[0].as_fd(), 0, || {
             let mut make_it = || {
                 sys::close_in_child(&[ours])?;
-                if make.nested {
-                    setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
-                }
+                setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
                 sys::fork(|| exit_code(self.clone_as_sibling(make, fds, &mut theirs, &report)))
             };
             exit_code(make_it().and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
@@ -316,40 +368,37 @@ impl Server {
         theirs: &mut Option<OwnedFd>,
         report: &OwnedFd,
     ) -> SysResult<()> {
-        let mut rest = &fds[2..];
-        if make.nested {
-            setns(&fds[2], CloneFlags::CLONE_NEWUSER).call("setns user")?;
-            perform(&[Step::BecomeRoot], &Outside::default())?;
-            rest = &fds[4..];
-        }
+        setns(&fds[2], CloneFlags::CLONE_NEWUSER).call("setns user")?;
+        perform(&[Step::BecomeRoot], &Outside::default())?;
         // The kernel lets only the owner of a process's proc files write its id maps, and setresuid took that away.
         sys::prctl(libc::PR_SET_DUMPABLE, 1, 0).call("prctl PR_SET_DUMPABLE")?;
-        let namespaces = CloneFlags::CLONE_NEWUSER
-            | CloneFlags::CLONE_NEWPID
-            | CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWCGROUP;
-        let pidfd = sys::clone_sibling(namespaces.bits() as u64, || {
-            let Some(builder) = theirs.take() else { return 1 };
-            init::run(Birth {
-                builder,
-                host_proc: self.host_proc.as_fd(),
-                var_mount: fds[1].as_fd(),
-                spec: &make.spec,
-                command: make.command.as_ref(),
-                fds: rest,
-            })
-        })?;
+        let pidfd = sys::clone_sibling(new_namespaces(), || self.live(make, fds, theirs))?;
         let pid = self.host_pid(&pidfd)?;
+        self.map_ids(pid, &make.map)?;
+        sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]).call("sendmsg")
+    }
+
+    /// In PID 1.
+    fn live(&self, make: &Make, fds: &[OwnedFd], theirs: &mut Option<OwnedFd>) -> i32 {
+        let Some(builder) = theirs.take() else { return 1 };
+        init::run(Birth {
+            builder,
+            host_proc: self.host_proc.as_fd(),
+            var_mount: fds[1].as_fd(),
+            spec: &make.spec,
+            payload: &make.payload,
+            fds: &fds[make.kin.descriptors()..],
+        })
+    }
+
+    fn map_ids(&self, pid: Pid, map: &str) -> SysResult<()> {
         for file in ["uid_map", "gid_map"] {
             let path = format!("{pid}/{file}");
             let fd =
                 openat(&self.host_proc, path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-            File::from(fd.call_on("open", &path)?).write_all(make.map.as_bytes()).call_on("write", &path)?;
+            File::from(fd.call_on("open", &path)?).write_all(map.as_bytes()).call_on("write", &path)?;
         }
-        sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]).call("sendmsg")
+        Ok(())
     }
 
     /// The number that the host's proc has for a process: what its file about the pidfd says.
@@ -383,26 +432,22 @@ impl Server {
         self.tell(&FromBuilder::Made { slot, init: init.as_raw() }, &borrowed).map_err(text)
     }
 
-    /// A child within the new PID namespace, still root of the host, mounts that namespace's proc.
     fn hand_proc(&self, pids: &OwnedFd, socket: &OwnedFd) -> SysResult<()> {
+        let proc = sys::Filesystem::open(c"proc").call("fsopen proc")?;
+        match proc.set_fd(c"pidns", pids.as_fd()) {
+            Ok(()) => mount_proc(proc, socket),
+            // Before Linux 6.18 it is the namespace of whoever mounts.
+            Err(Errno::EINVAL) => self.hand_proc_by_child(pids, socket),
+            failed => failed.call("fsconfig proc"),
+        }
+    }
+
+    /// By a child within the new PID namespace, still root of the host.
+    fn hand_proc_by_child(&self, pids: &OwnedFd, socket: &OwnedFd) -> SysResult<()> {
         setns(pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
         let maker = sys::fork(|| {
-            let mount = || -> SysResult<OwnedFd> {
-                let proc = sys::Filesystem::open(c"proc").call("fsopen proc")?;
-                let attributes = libc::MOUNT_ATTR_RDONLY
-                    | libc::MOUNT_ATTR_NOSUID
-                    | libc::MOUNT_ATTR_NODEV
-                    | libc::MOUNT_ATTR_NOEXEC;
-                proc.mount(attributes).call("fsmount proc")
-            };
-            match mount().and_then(|proc| sys::send(socket.as_fd(), b"proc", &[proc.as_fd()]).call("sendmsg"))
-            {
-                Ok(()) => 0,
-                Err(error) => {
-                    eprintln!("sock: slot builder: {error}");
-                    1
-                }
-            }
+            let proc = sys::Filesystem::open(c"proc").call("fsopen proc");
+            exit_code(proc.and_then(|proc| mount_proc(proc, socket)))
         });
         setns(&self.own_pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
         match waitpid(maker?, None).call("waitpid")? {
@@ -410,6 +455,26 @@ impl Server {
             _ => Err(Errno::EIO).call("mount proc for a container"),
         }
     }
+}
+
+/// Gives a proc to PID 1.
+fn mount_proc(proc: sys::Filesystem, socket: &OwnedFd) -> SysResult<()> {
+    let attributes =
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let proc = proc.mount(attributes).call("fsmount proc")?;
+    sys::send(socket.as_fd(), b"proc", &[proc.as_fd()]).call("sendmsg")
+}
+
+/// All that a container has.
+fn new_namespaces() -> u64 {
+    let namespaces = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWCGROUP;
+    namespaces.bits() as u64
 }
 
 /// For a child that is about to exit: the only one who can still tell why it failed.

@@ -82,7 +82,7 @@ impl Hierarchy {
     /// Makes (or takes over) the parent group `name` in `place`, removes what an earlier owner left in it, and hands
     /// every available controller down to its children.
     ///
-    /// Returns the hierarchy and how many left-over groups it removed.
+    /// Returns the hierarchy and how many left-over groups of containers it removed.
     pub fn open(place: &Place, name: &str) -> SysResult<(Self, usize)> {
         let root = place.directory.join(name);
         if let Err(error) = fs::create_dir(&root)
@@ -95,8 +95,7 @@ impl Hierarchy {
         Group { path: root.clone() }.kill()?;
         for entry in fs::read_dir(&root).call_on("open", &root)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                Group { path: entry.path() }.destroy()?;
-                removed += 1;
+                removed += Group { path: entry.path() }.destroy()?;
             }
         }
         let mut controllers = Vec::new();
@@ -125,14 +124,18 @@ impl Hierarchy {
 
     /// Makes a group.
     pub fn create(&self, name: &str) -> SysResult<Group> {
-        let path = self.root.join(name);
-        fs::create_dir(&path).call_on("mkdir", &path)?;
-        Ok(Group { path })
+        Group::make(self.root.join(name))
+    }
+
+    /// Hands every available controller down to the groups in `group`, which has no process of its own.
+    pub fn hand_down(&self, group: &Group) -> SysResult<()> {
+        let control = group.path.join("cgroup.subtree_control");
+        self.controllers.iter().try_for_each(|name| write(&control, &format!("+{name}")))
     }
 
     /// Removes the parent with every group in it, killing what is left.
-    pub fn remove_all(self) -> SysResult<()> {
-        Group { path: self.root }.destroy()
+    pub fn remove_all(&self) -> SysResult<()> {
+        Group { path: self.root.clone() }.destroy().map(drop)
     }
 }
 
@@ -158,7 +161,7 @@ impl Default for Limits {
 }
 
 /// One container's group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Group {
     path: PathBuf,
 }
@@ -173,12 +176,22 @@ pub struct Usage {
 }
 
 impl Group {
-    /// A descriptor that a process joins the group by: it writes "0" to it. What counts is who opened it.
-    pub fn entrance(&self) -> SysResult<File> {
-        let path = self.path.join("cgroup.procs");
-        OpenOptions::new().write(true).open(&path).call_on("open", &path)
+    fn make(path: PathBuf) -> SysResult<Self> {
+        fs::create_dir(&path).call_on("mkdir", &path)?;
+        Ok(Self { path })
     }
 
+    /// Makes a group in this one.
+    pub fn create(&self, name: &str) -> SysResult<Self> {
+        Self::make(self.path.join(name))
+    }
+
+    /// Lets the user `uid` move processes into the group and out of it, as far as it may do so at the other end too. What
+    /// limits the group stays root's.
+    pub fn let_join(&self, uid: u32) -> SysResult<()> {
+        let path = self.path.join("cgroup.procs");
+        std::os::unix::fs::chown(&path, Some(uid), None).call_on("chown", &path)
+    }
     /// The group's directory, for clone3(2) to start a process in it. Never for anything untrusted: a directory leads out.
     pub(crate) fn directory(&self) -> SysResult<File> {
         File::open(&self.path).call_on("open", &self.path)
@@ -241,14 +254,16 @@ impl Group {
         }
     }
 
-    /// Kills what is in it and below it (`cgroup.kill` reaches both), waits until that is gone, and removes it: for a group that a crash left.
-    pub fn destroy(&self) -> SysResult<()> {
+    /// Kills what is in it and below it (`cgroup.kill` reaches both), waits until that is gone, and removes it: for a group that a crash left. Returns
+    /// how many it removed that had none below.
+    pub fn destroy(&self) -> SysResult<usize> {
         // Hundreds of containers that end together take a second or two; a process that takes longer is stuck in the kernel.
         const PATIENCE: Duration = Duration::from_secs(30);
         self.kill()?;
+        let mut removed = 0;
         for entry in fs::read_dir(&self.path).call_on("open", &self.path)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                Group { path: entry.path() }.destroy()?;
+                removed += Group { path: entry.path() }.destroy()?;
             }
         }
         let began = Instant::now();
@@ -262,7 +277,7 @@ impl Group {
             }
             self.wait_for_change()?;
         }
-        Ok(())
+        Ok(removed.max(1))
     }
 
     /// Waits for the kernel's word that `cgroup.events` changed, at most 10 ms: it holds that word back about as long.

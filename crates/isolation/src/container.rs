@@ -1,20 +1,31 @@
-//! One container with one command, as an owned handle: the crate's library face.
+//! Containers as owned handles: the crate's library face.
+//!
+//! ```text
+//! tend ──▶ ready: made ahead, all but the program ── create ──▶ Container ── start ──▶ runs ── destroy ──▶ gone
+//! ```
+//! Making a container takes several processes and a network namespace; what is ready takes one exec. So a [`Workshop`] can keep
+//! some ready, and makes them when it is told to [`Workshop::tend`] to it.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::builder::{Event, Made};
-use crate::cgroup::Usage;
+use crate::builder::{self, Event, Made};
+use crate::cgroup::{Limits, Usage};
 use crate::error::{Context, SysResult, SyscallError};
-use crate::host::{Ground, Host};
+use crate::host::{Ground, Host, Within};
 use crate::ids::{Pair, Pairs};
-use crate::init::{Command, Exit};
-use crate::plan::SlotSpec;
+use crate::init::{Exit, Payload, Program, Runner};
+use crate::plan::{Nesting, SlotSpec};
+use crate::seccomp::Role;
 use crate::sys;
 
-/// A container could not be made.
+/// A container could not be made, or nothing started in it.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// A system call failed on the outside.
@@ -23,68 +34,270 @@ pub enum CreateError {
     /// A step inside failed, with its own words.
     #[error("failed to make the container: {0}")]
     Inside(String),
+    /// The program could not be executed.
+    #[error("failed to start {program}: {reason}")]
+    Start {
+        /// Its path.
+        program: String,
+        /// Why, and in which step.
+        reason: String,
+    },
+    /// A container runs one program.
+    #[error("the container was given a program before: make another one")]
+    Started,
     /// All user ids are taken.
     #[error("no user ids are left for another container")]
     NoIds,
 }
 
-/// Makes containers one at a time, on a [`Host`] of its own.
-#[derive(Debug)]
-pub struct Workshop {
-    host: Host,
-    pairs: Pairs,
-    next: u64,
+/// What the containers of a workshop are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// The host name inside.
+    pub hostname: String,
+    /// Size of `/tmp`, bytes.
+    pub tmp_bytes: u64,
+    /// What each may use.
+    pub limits: Limits,
 }
 
-/// A running container. Dropping the handle leaves it to the host's end; [`Container::destroy`] ends it now.
+impl Default for ContainerSpec {
+    /// The limits' defaults, and 64 MiB of `/tmp`.
+    fn default() -> Self {
+        Self { hostname: "sock".into(), tmp_bytes: 64 << 20, limits: Limits::default() }
+    }
+}
+
+/// Makes containers of one kind, on a [`Host`] of its own.
 #[derive(Debug)]
-pub struct Container<'a> {
-    workshop: &'a mut Workshop,
+pub struct Workshop {
+    inner: Rc<RefCell<Inner>>,
+}
+
+/// An owned container. Dropping the handle ends it; the workshop takes its remains away when it is tended to.
+#[derive(Debug)]
+pub struct Container {
+    inner: Rc<RefCell<Inner>>,
+    /// Empty once it was destroyed.
+    slot: Option<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
     ground: Ground,
     pair: Pair,
     made: Made,
-    ended: Option<Option<Exit>>,
+    /// Where it is told its program; gone once it has one.
+    runner: Option<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    spec: ContainerSpec,
+    target: usize,
+    pairs: Pairs,
+    next: u64,
+    building: HashMap<u64, (Ground, Pair, OwnedFd)>,
+    ready: VecDeque<Slot>,
+    /// How those ended whose end was reported and not asked for yet.
+    ended: HashMap<u64, Option<Exit>>,
+    /// Why some were not made, which nobody has been told yet.
+    failures: VecDeque<String>,
+    /// Dropped, and not gone yet.
+    leaving: Vec<Slot>,
 }
 
 impl Workshop {
     /// On `host`, which gets no other user.
-    pub fn new(host: Host) -> Self {
-        Self { host, pairs: Pairs::default(), next: 1 }
+    pub fn new(host: Host, spec: ContainerSpec) -> Self {
+        let inner = Inner {
+            host,
+            spec,
+            target: 0,
+            pairs: Pairs::default(),
+            next: 1,
+            building: HashMap::new(),
+            ready: VecDeque::new(),
+            ended: HashMap::new(),
+            failures: VecDeque::new(),
+            leaving: Vec::new(),
+        };
+        Self { inner: Rc::new(RefCell::new(inner)) }
     }
 
-    /// Makes a container and starts `command` in it, with `fds` as its descriptors 0, 1, 2….
-    pub fn start(
-        &mut self,
-        spec: SlotSpec,
-        command: Command,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Container<'_>, CreateError> {
-        let pair = self.pairs.take().ok_or(CreateError::NoIds)?;
-        let ground = self.host.ground(self.next)?;
-        self.next += 1;
-        ground.group.limit(&self.host.hierarchy, &command.limits)?;
-        let map = pair.map(self.host.ids.block(0));
-        self.host.build(&ground, map, None, (spec, Some(command), fds))?;
-        match self.host.event()? {
-            Some(Event::Made { made, .. }) => {
-                Ok(Container { workshop: self, ground, pair, made, ended: None })
-            }
-            Some(Event::Failed { error, .. }) => {
-                self.pairs.give_back(pair);
-                self.host.clear(&ground)?;
-                Err(CreateError::Inside(error))
-            }
-            Some(Event::Ended { .. }) | None => Err(Errno::EPIPE).call("wait for the slot builder")?,
+    /// How many containers [`Workshop::tend`] keeps ready from now on; none at first.
+    pub fn keep_ready(&self, count: usize) {
+        self.inner.borrow_mut().target = count;
+    }
+
+    /// Does what is to be done and waits for nothing: takes away what is left of dropped containers, and has as many made
+    /// as are to be ready. Returns how many are.
+    pub fn tend(&self) -> Result<usize, CreateError> {
+        let mut inner = self.inner.borrow_mut();
+        while inner.has_event()? {
+            inner.take_event()?;
         }
+        inner.failure()?;
+        inner.bury()?;
+        while inner.ready.len() + inner.building.len() < inner.target {
+            inner.order()?;
+        }
+        Ok(inner.ready.len())
     }
 
-    /// Ends the host.
+    /// A container that waits for its program: one of those that are ready, else one that is made now.
+    pub fn create(&self) -> Result<Container, CreateError> {
+        let mut inner = self.inner.borrow_mut();
+        let slot = loop {
+            inner.failure()?;
+            match inner.ready.pop_front() {
+                Some(slot) => break slot,
+                None if inner.building.is_empty() => inner.order()?,
+                None => inner.take_event()?,
+            }
+        };
+        drop(inner);
+        Ok(Container { inner: Rc::clone(&self.inner), slot: Some(slot) })
+    }
+
+    /// Ends every container, also those whose handles are still held, and the host with them.
     pub fn stop(self) -> SysResult<()> {
-        self.host.stop()
+        self.inner.borrow_mut().host.end()
     }
 }
 
-impl Container<'_> {
+impl Inner {
+    fn has_event(&self) -> SysResult<bool> {
+        let mut wanted = [PollFd::new(self.host.builder_socket(), PollFlags::POLLIN)];
+        poll(&mut wanted, PollTimeout::ZERO).map(|count| count > 0).call("poll")
+    }
+
+    fn take_event(&mut self) -> SysResult<()> {
+        match self.host.event()? {
+            Some(Event::Made { slot: number, made }) => {
+                if let Some((ground, pair, runner)) = self.building.remove(&number) {
+                    self.ready.push_back(Slot { ground, pair, made, runner: Some(runner) });
+                }
+                Ok(())
+            }
+            Some(Event::Failed { slot: number, error }) => {
+                if let Some((ground, pair, _)) = self.building.remove(&number) {
+                    self.pairs.give_back(pair);
+                    self.host.clear(&ground)?;
+                }
+                self.failures.push_back(error);
+                Ok(())
+            }
+            Some(Event::Ended { slot: number, exit }) => {
+                self.ended.insert(number, exit);
+                // One that died while it was ready: whoever holds a container asks for its end by itself.
+                if let Some(at) = self.ready.iter().position(|slot| slot.ground.number == number) {
+                    self.leaving.extend(self.ready.remove(at));
+                }
+                Ok(())
+            }
+            None => Err(Errno::EPIPE).call("wait for the slot builder"),
+        }
+    }
+
+    fn failure(&mut self) -> Result<(), CreateError> {
+        self.failures.pop_front().map_or(Ok(()), |error| Err(CreateError::Inside(error)))
+    }
+
+    /// Has one made.
+    fn order(&mut self) -> Result<(), CreateError> {
+        let pair = self.pairs.take().ok_or(CreateError::NoIds)?;
+        let number = self.next;
+        self.next += 1;
+        let (ground, runner) = self.lay(number, pair).inspect_err(|_| self.pairs.give_back(pair))?;
+        self.building.insert(number, (ground, pair, runner));
+        Ok(())
+    }
+
+    fn lay(&self, number: u64, pair: Pair) -> SysResult<(Ground, OwnedFd)> {
+        let ground = self.host.ground(number, Within::Host)?;
+        let ordered = || {
+            let ContainerSpec { hostname, tmp_bytes, limits } = &self.spec;
+            ground.group.limit(&self.host.hierarchy, limits)?;
+            let (ours, theirs) = builder::pair()?;
+            let memory_by_kernel = self.host.has_controller("memory");
+            let runner = Runner { role: Role::Instance, limits: *limits, memory_by_kernel };
+            let spec =
+                SlotSpec { hostname: hostname.clone(), tmp_bytes: *tmp_bytes, nesting: Nesting::Forbidden };
+            let map = pair.map(self.host.ids.block(0));
+            self.host.build(&ground, map, None, (spec, Payload::Runner(runner), &[theirs.as_fd()]))?;
+            Ok(ours)
+        };
+        match ordered() {
+            Ok(runner) => Ok((ground, runner)),
+            Err(error) => {
+                self.host.clear(&ground)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the container `number` has ended.
+    fn wait(&mut self, number: u64) -> SysResult<Option<Exit>> {
+        loop {
+            if let Some(exit) = self.ended.get(&number) {
+                return Ok(*exit);
+            }
+            self.take_event()?;
+        }
+    }
+
+    /// Takes away what is left of the ended ones that nobody holds any more.
+    fn bury(&mut self) -> SysResult<()> {
+        for slot in std::mem::take(&mut self.leaving) {
+            if self.ended.contains_key(&slot.ground.number) && self.host.clear(&slot.ground)? {
+                self.forget(&slot);
+            } else {
+                self.leaving.push(slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, slot: &Slot) {
+        self.ended.remove(&slot.ground.number);
+        self.pairs.give_back(slot.pair);
+    }
+}
+
+impl Slot {
+    fn kill(&self) -> SysResult<()> {
+        match sys::pidfd_signal(self.made.pidfd.as_fd(), libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => self.ground.group.kill(),
+            Err(errno) => Err(errno).call("pidfd_send_signal"),
+        }
+    }
+}
+
+impl Container {
+    fn slot(&self) -> SysResult<&Slot> {
+        self.slot.as_ref().ok_or(Errno::ESRCH).call("use a destroyed container")
+    }
+
+    /// Starts `program` with `fds` as its descriptors 0, 1, 2…; returns once it is executed.
+    pub fn start(&mut self, program: &Program, fds: &[BorrowedFd<'_>]) -> Result<(), CreateError> {
+        let slot = self.slot.as_mut().ok_or(Errno::ESRCH).call("use a destroyed container")?;
+        let runner = slot.runner.take().ok_or(CreateError::Started)?;
+        let text = serde_json::to_vec(program).map_err(|_| Errno::EINVAL).call("encode")?;
+        sys::send(runner.as_fd(), &text, fds).call("sendmsg to the container")?;
+        let mut reason = [0; 256];
+        match sys::receive(runner.as_fd(), &mut reason) {
+            // The exec closed its end; so does a death, of which wait() tells.
+            Ok((0, _)) | Err(Errno::ECONNRESET) => Ok(()),
+            Ok((length, _)) => Err(CreateError::Start {
+                program: program.argv.first().cloned().unwrap_or_default(),
+                reason: String::from_utf8_lossy(&reason[..length]).into_owned(),
+            }),
+            Err(errno) => Err(errno).call("recvmsg from the container")?,
+        }
+    }
+
     /// Stops every process where it is.
     pub fn pause(&self) -> SysResult<()> {
         self.freeze("1")
@@ -96,50 +309,56 @@ impl Container<'_> {
     }
 
     fn freeze(&self, value: &str) -> SysResult<()> {
-        let path = self.ground.group.path().join("cgroup.freeze");
+        let path = self.slot()?.ground.group.path().join("cgroup.freeze");
         fs::write(&path, value).call_on("write", &path)
     }
 
     /// What its memory controller counted.
-    pub fn stats(&self) -> Usage {
-        self.ground.group.usage()
+    pub fn stats(&self) -> SysResult<Usage> {
+        Ok(self.slot()?.ground.group.usage())
     }
 
     /// Ends every process in it; [`Container::wait`] then returns.
     pub fn kill(&self) -> SysResult<()> {
-        match sys::pidfd_signal(self.made.pidfd.as_fd(), libc::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => self.ground.group.kill(),
-            Err(errno) => Err(errno).call("pidfd_send_signal"),
-        }
+        self.slot()?.kill()
     }
 
     /// A descriptor that becomes readable when the container has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.made.pidfd.as_fd()
+    pub fn pidfd(&self) -> SysResult<BorrowedFd<'_>> {
+        Ok(self.slot()?.made.pidfd.as_fd())
     }
 
-    /// Waits for the end; `None` when it was killed as a whole, so that its command has no status of its own.
+    /// Waits for the end; `None` when it was killed as a whole, so that its program has no status of its own.
     pub fn wait(&mut self) -> SysResult<Option<Exit>> {
-        if let Some(exit) = self.ended {
-            return Ok(exit);
-        }
-        match self.workshop.host.event()? {
-            Some(Event::Ended { exit, .. }) => {
-                self.ended = Some(exit);
-                Ok(exit)
-            }
-            _ => Err(Errno::EPIPE).call("wait for the slot builder"),
-        }
+        let number = self.slot()?.ground.number;
+        self.inner.borrow_mut().wait(number)
     }
 
     /// Ends it and takes away everything that it had.
     pub fn destroy(mut self) -> SysResult<()> {
-        self.kill()?;
-        self.wait()?;
-        self.workshop.pairs.give_back(self.pair);
-        while !self.workshop.host.clear(&self.ground)? {
-            self.ground.group.wait_for_change()?;
+        let Some(slot) = self.slot.take() else { return Ok(()) };
+        let mut inner = self.inner.borrow_mut();
+        if !inner.ended.contains_key(&slot.ground.number) {
+            slot.kill()?;
+            inner.wait(slot.ground.number)?;
         }
+        while !inner.host.clear(&slot.ground)? {
+            slot.ground.group.wait_for_change()?;
+        }
+        inner.forget(&slot);
         Ok(())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            // It may be gone already, and that is what is wanted.
+            let _ = slot.kill();
+            // Only `stop` holds it for longer than a call, and after that nothing is left to do.
+            if let Ok(mut inner) = self.inner.try_borrow_mut() {
+                inner.leaving.push(slot);
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid, write};
 
 use crate::error::{Context, SysResult};
+use crate::landlock;
 use crate::plan::Step;
 use crate::seccomp;
 use crate::sys;
@@ -81,6 +82,11 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
                 .call_on("mount", "/dev/pts")
         }
         Step::AttachVar => attach(outside.var_mount, "/var"),
+        Step::CoverRoot => {
+            let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("tmpfs"), "/", Some("tmpfs"), flags, Some("size=0,nr_inodes=2,mode=555"))
+                .call_on("mount tmpfs", "/")
+        }
         Step::LoopbackUp => sys::loopback_up(),
         Step::Hostname { name } => sethostname(name).call("sethostname"),
         Step::Sysctl { name, value } => {
@@ -106,13 +112,11 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
             sys::prctl(libc::PR_SET_SECUREBITS, NOROOT_AND_LOCK, 0).call("prctl PR_SET_SECUREBITS")
         }
         Step::SetIds { id } => set_ids(*id),
-        Step::Inheritable { keep } => {
-            sys::set_capabilities(sys::Capabilities { inheritable: *keep, ..sys::capabilities()? })
-        }
-        Step::Capabilities { keep } => capabilities(*keep),
+        Step::NoCapabilities => sys::drop_capabilities(),
         Step::NoNewPrivileges => {
             sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).call("prctl PR_SET_NO_NEW_PRIVS")
         }
+        Step::Landlock => landlock::enter(),
         Step::Undumpable => sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).call("prctl PR_SET_DUMPABLE"),
         Step::Seccomp { role } => sys::install_filter(&seccomp::filter(*role)),
     }
@@ -123,17 +127,6 @@ fn set_ids(id: u32) -> SysResult<()> {
     setgroups(&[]).call("setgroups")?;
     setresgid(gid, gid, gid).call("setresgid")?;
     setresuid(uid, uid, uid).call("setresuid")
-}
-
-fn capabilities(keep: u64) -> SysResult<()> {
-    sys::set_capabilities(sys::Capabilities { effective: keep, permitted: keep, inheritable: keep })?;
-    sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)
-        .call("prctl PR_CAP_AMBIENT")?;
-    for capability in (0..64).filter(|capability| keep >> capability & 1 == 1) {
-        sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability)
-            .call("prctl PR_CAP_AMBIENT_RAISE")?;
-    }
-    Ok(())
 }
 
 fn attach(mount: Option<BorrowedFd<'_>>, target: &str) -> SysResult<()> {

@@ -19,12 +19,12 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::builder::{Builder, Event, Make};
+use crate::builder::{Builder, Event, Kin, Make};
 use crate::cgroup::{self, Group, Hierarchy, NoHierarchy};
 use crate::error::{Context, SysResult, SyscallError};
 use crate::execute::detached;
 use crate::ids::IdRange;
-use crate::init::Command;
+use crate::init::Payload;
 use crate::plan::{SlotSpec, Template};
 use crate::sys;
 
@@ -70,7 +70,19 @@ pub struct Host {
 pub(crate) struct Ground {
     pub(crate) number: u64,
     pub(crate) group: Group,
+    /// What a zygote's own group and those of its slots are in.
+    pub(crate) family: Option<Group>,
     pub(crate) var: PathBuf,
+}
+
+/// Where the cgroup of a container is made.
+#[derive(Clone, Copy)]
+pub(crate) enum Within<'a> {
+    Host,
+    /// In a new group, for a container that others are made in.
+    NewFamily,
+    /// In an existing one, whose user may start processes in it.
+    Family(&'a Group, u32),
 }
 
 /// The namespaces that a container is made in: a zygote's, for the slots that it forks into.
@@ -127,10 +139,23 @@ impl Host {
     }
 
     /// Makes the cgroup and the `/var` of container `number`; both or none.
-    pub(crate) fn ground(&self, number: u64) -> SysResult<Ground> {
-        let group = self.hierarchy.create(&number.to_string())?;
-        let ground = Ground { number, group, var: self.work.join("slots").join(number.to_string()) };
-        match make_var(&ground.var) {
+    pub(crate) fn ground(&self, number: u64, within: Within<'_>) -> SysResult<Ground> {
+        let name = number.to_string();
+        let var = self.work.join("slots").join(&name);
+        let (group, family) = match within {
+            Within::Host => (self.hierarchy.create(&name)?, None),
+            Within::NewFamily => {
+                let family = self.hierarchy.create(&name)?;
+                (family.create(OWN)?, Some(family))
+            }
+            Within::Family(family, _) => (family.create(&name)?, None),
+        };
+        let ground = Ground { number, group, family, var };
+        let made = make_var(&ground.var).and_then(|()| match within {
+            Within::Family(_, uid) => ground.group.let_join(uid),
+            _ => Ok(()),
+        });
+        match made {
             Ok(()) => Ok(ground),
             Err(error) => {
                 self.clear(&ground)?;
@@ -139,26 +164,47 @@ impl Host {
         }
     }
 
+    /// Once a zygote's own process is in its own group: hands the limits down in its family, and lets the user `uid`, who is
+    /// the zygote, start processes there.
+    pub(crate) fn open_family(&self, family: &Group, uid: u32) -> SysResult<()> {
+        self.hierarchy.hand_down(family)?;
+        family.let_join(uid)
+    }
+
     /// Asks the builder for the rest; it answers by an [`Event`].
     pub(crate) fn build(
         &self,
         ground: &Ground,
         map: String,
         parent: Option<Parent<'_>>,
-        what: (SlotSpec, Option<Command>, &[BorrowedFd<'_>]),
+        what: (SlotSpec, Payload, &[BorrowedFd<'_>]),
     ) -> SysResult<()> {
         let group = ground.group.directory()?;
         let var = detached(nix::fcntl::AT_FDCWD, &ground.var, READ_ONLY)?;
         sys::set_mount_attributes(var.as_fd(), 0, MsFlags::MS_SLAVE.bits())
             .call_on("mount_setattr", &ground.var)?;
-        let (spec, command, command_fds) = what;
+        let (spec, payload, payload_fds) = what;
         let mut fds = vec![group.as_fd(), var.as_fd()];
-        let nested = parent.is_some();
-        if let Some(parent) = parent {
-            fds.extend([parent.user, parent.pids]);
-        }
-        fds.extend(command_fds);
-        self.builder.make(&Make { slot: ground.number, map, nested, spec, command }, &fds)
+        let family = ground.family.as_ref().map(Group::directory).transpose()?;
+        let kin = match (&parent, &family) {
+            (Some(parent), _) => {
+                fds.extend([parent.user, parent.pids]);
+                Kin::Child
+            }
+            (None, Some(family)) => {
+                fds.push(family.as_fd());
+                Kin::Parent
+            }
+            (None, None) => Kin::Alone,
+        };
+        fds.extend(payload_fds);
+        self.builder.make(&Make { slot: ground.number, map, kin, spec, payload }, &fds)
+    }
+
+    /// What a zygote may have of a slot's cgroup: good for starting a process in it by clone3(2), and for nothing else. It
+    /// leads nowhere, being attached nowhere, and nothing in it can be opened for writing.
+    pub(crate) fn entrance(&self, group: &Group) -> SysResult<OwnedFd> {
+        detached(nix::fcntl::AT_FDCWD, group.path(), READ_ONLY | libc::MOUNT_ATTR_NOEXEC)
     }
 
     /// Makes the directory `path` beneath `dir` appear in the container, read-only, at `/var/<place>`.
@@ -217,9 +263,12 @@ impl Host {
 
     /// Kills what is left of a container and takes its ground away; `false` while a process is still in its cgroup.
     pub(crate) fn clear(&self, ground: &Ground) -> SysResult<bool> {
-        ground.group.kill().or_else(|error| ignore(error, Errno::ENOENT))?;
-        if !ground.group.try_remove()? {
-            return Ok(false);
+        let groups = [Some(&ground.group), ground.family.as_ref()];
+        for group in groups.into_iter().flatten() {
+            if !group.try_remove()? {
+                group.kill().or_else(|error| ignore(error, Errno::ENOENT))?;
+                return Ok(false);
+            }
         }
         match umount2(&ground.var, MntFlags::MNT_DETACH) {
             // Not mounted, or not even there: its making had come no further.
@@ -234,13 +283,17 @@ impl Host {
 
     /// Ends the builder, with it every container, and removes the parent cgroup.
     pub fn stop(self) -> SysResult<()> {
-        let Self { hierarchy, builder, .. } = self;
-        let pid = builder.pid();
-        drop(builder);
-        let _ = nix::sys::wait::waitpid(pid, None);
-        hierarchy.remove_all()
+        self.end()
+    }
+
+    pub(crate) fn end(&self) -> SysResult<()> {
+        self.builder.end();
+        self.hierarchy.remove_all()
     }
 }
+
+/// The name of a zygote's own group in its family's.
+const OWN: &str = "own";
 
 const EMPTY: [&str; 2] = ["empty-1", "empty-2"];
 

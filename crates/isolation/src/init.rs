@@ -7,15 +7,16 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, execve, pipe2, read, write};
+use nix::unistd::{Pid, chdir, execve, pipe2, read, write};
 use serde::{Deserialize, Serialize};
 
+use crate::builder::MESSAGE;
 use crate::cgroup::Limits;
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
@@ -38,6 +39,37 @@ pub struct Command {
     pub limits: Limits,
     /// Whether a memory controller keeps the memory limit.
     pub memory_by_kernel: bool,
+}
+
+/// A program for a container that stands ready for one. See [`crate::Container::start`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its path and arguments; the path is absolute, inside.
+    pub argv: Vec<String>,
+    /// Its whole environment.
+    pub env: Vec<(String, String)>,
+    /// Where it starts.
+    pub directory: PathBuf,
+}
+
+/// What there is in a container beside its PID 1.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Payload {
+    /// Nothing: a zygote's child comes later.
+    Nothing,
+    /// A command that is started at once.
+    Command(Command),
+    /// A process that has given up everything and waits on its descriptor 0 for a [`Program`] to become, with the
+    /// descriptors that it shall have. It answers by closing that descriptor, or with the reason why it cannot.
+    Runner(Runner),
+}
+
+/// See [`Payload::Runner`].
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Runner {
+    pub(crate) role: Role,
+    pub(crate) limits: Limits,
+    pub(crate) memory_by_kernel: bool,
 }
 
 /// How a command ended. See wait(2).
@@ -82,8 +114,8 @@ pub(crate) struct Birth<'a> {
     pub(crate) host_proc: BorrowedFd<'a>,
     pub(crate) var_mount: BorrowedFd<'a>,
     pub(crate) spec: &'a SlotSpec,
-    pub(crate) command: Option<&'a Command>,
-    /// Become the command's descriptors 0, 1, 2 and so on.
+    pub(crate) payload: &'a Payload,
+    /// Become the payload's descriptors 0, 1, 2 and so on.
     pub(crate) fds: &'a [OwnedFd],
 }
 
@@ -126,19 +158,34 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
         Outside { host_proc: Some(birth.host_proc), proc_mount: fds.pop(), var_mount: Some(birth.var_mount) };
     perform(&plan::slot(birth.spec), &outside)?;
     drop(outside);
-    birth.command.map(|command| start(command, birth.fds)).transpose()
+    match birth.payload {
+        Payload::Nothing => Ok(None),
+        Payload::Command(command) => {
+            let program = command.argv.first().map(String::as_str).unwrap_or_default();
+            start(program, birth.fds, |_| become_command(command)).map(Some)
+        }
+        Payload::Runner(runner) => {
+            start("a runner", birth.fds, |report| become_runner(*runner, report)).map(Some)
+        }
+    }
 }
 
-/// Forks and executes `command`; returns once the exec has happened, or with the reason why it did not.
-fn start(command: &Command, fds: &[OwnedFd]) -> SysResult<Pid> {
+/// Forks `body`; returns once it has closed what it is given, which an exec does too, or with the reason why it failed.
+fn start(
+    what: &str,
+    fds: &[OwnedFd],
+    body: impl FnOnce(&mut Option<OwnedFd>) -> SysResult<Infallible>,
+) -> SysResult<Pid> {
     let (answer, report) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;
     let child = sys::fork(|| {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let Ok(report) = sys::arrange(&fds, report) else { return 127 };
-        let error = match become_command(command) {
+        let mut report = Some(report);
+        let error = match body(&mut report) {
             Ok(never) => match never {},
             Err(error) => error,
         };
+        let Some(report) = report else { return 127 };
         // The error number, then what it belongs to: short enough for a pipe to take in one piece.
         let text = [&(error.errno as i32).to_ne_bytes(), error.call.as_bytes()].concat();
         let _ = write(&report, &text);
@@ -152,20 +199,47 @@ fn start(command: &Command, fds: &[OwnedFd]) -> SysResult<Pid> {
         return Ok(child);
     };
     let errno = Errno::from_raw(i32::from_ne_bytes(*number));
-    let program = command.argv.first().map(String::as_str).unwrap_or_default();
     let step = String::from_utf8_lossy(step);
-    Err(errno).call_on("start", format!("{program} ({step})"))
+    Err(errno).call_on("start", format!("{what} ({step})"))
 }
 
 fn become_command(command: &Command) -> SysResult<Infallible> {
+    let Command { argv, env, directory, role, limits, memory_by_kernel } = command;
+    SigSet::empty().thread_set_mask().call("sigprocmask")?;
+    perform(&plan::payload(*role, directory, limits, *memory_by_kernel), &Outside::default())?;
+    execute(argv, env)
+}
+
+fn become_runner(runner: Runner, ready: &mut Option<OwnedFd>) -> SysResult<Infallible> {
+    let Runner { role, limits, memory_by_kernel } = runner;
+    SigSet::empty().thread_set_mask().call("sigprocmask")?;
+    perform(&plan::payload(role, Path::new("/"), &limits, memory_by_kernel), &Outside::default())?;
+    *ready = None;
+    let owner = std::io::stdin();
+    let mut buffer = vec![0; MESSAGE];
+    let (length, fds) = sys::receive(owner.as_fd(), &mut buffer).call("recvmsg")?;
+    if length == 0 {
+        return Err(Errno::ECANCELED).call("recvmsg");
+    }
+    let program: Program =
+        serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")?;
+    let owner = owner.as_fd().try_clone_to_owned().call("fcntl")?;
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let owner = sys::arrange(&fds, owner)?;
+    let started = chdir(&program.directory).call("chdir").and_then(|()| execute(&program.argv, &program.env));
+    if let Err(error) = &started {
+        // Nobody is left to tell when the owner is gone.
+        let _ = sys::send(owner.as_fd(), format!("{} ({})", error.errno.desc(), error.call).as_bytes(), &[]);
+    }
+    started
+}
+
+fn execute(argv: &[String], env: &[(String, String)]) -> SysResult<Infallible> {
     let c_string = |text: String| CString::new(text).map_err(|_| Errno::EINVAL).call("execve");
-    let argv = command.argv.iter().cloned().map(c_string).collect::<SysResult<Vec<_>>>()?;
-    let pairs = command.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let argv = argv.iter().cloned().map(c_string).collect::<SysResult<Vec<_>>>()?;
+    let pairs = env.iter().map(|(name, value)| format!("{name}={value}"));
     let env = pairs.map(c_string).collect::<SysResult<Vec<_>>>()?;
     let program = argv.first().ok_or(Errno::EINVAL).call("execve")?;
-    SigSet::empty().thread_set_mask().call("sigprocmask")?;
-    let Command { role, directory, limits, memory_by_kernel, .. } = command;
-    perform(&plan::payload(*role, directory, limits, *memory_by_kernel), &Outside::default())?;
     execve(program, &argv, &env).call("execve")
 }
 

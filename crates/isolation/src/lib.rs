@@ -1,28 +1,21 @@
 //! Lean containers for Linux, made in about a millisecond: namespaces, cgroup v2, seccomp, and a root of its own for each.
 //!
 //! ```no_run
-//! use sock_isolation::{Command, Host, HostOptions, IdRange, Limits, Nesting, Role, SlotSpec, Template, Workshop};
+//! use sock_isolation::{ContainerSpec, Host, HostOptions, IdRange, Program, Template, Workshop};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let template = Template::of_base(std::path::Path::new("/"))?;
 //! let host = Host::start(HostOptions {
 //!     work: "/run/example".into(),
 //!     group: "example".into(),
-//!     template,
+//!     template: Template::of_base(std::path::Path::new("/"))?,
 //!     ids: IdRange::default(),
 //! })?;
-//! let mut workshop = Workshop::new(host);
-//! let spec = SlotSpec { hostname: "box".into(), tmp_bytes: 64 << 20, nesting: Nesting::Forbidden };
-//! let command = Command {
-//!     argv: vec!["/bin/echo".into(), "hello".into()],
-//!     env: vec![],
-//!     directory: "/tmp".into(),
-//!     role: Role::Instance,
-//!     limits: Limits::default(),
-//!     memory_by_kernel: false,
-//! };
-//! let mut container = workshop.start(spec, command, &[])?;
+//! let workshop = Workshop::new(host, ContainerSpec::default());
+//! let mut container = workshop.create()?;
+//! let argv = ["/bin/echo", "hello"].map(String::from).into();
+//! container.start(&Program { argv, env: vec![], directory: "/tmp".into() }, &[])?;
 //! println!("{:?}", container.wait()?);
 //! container.destroy()?;
+//! workshop.stop()?;
 //! # Ok(())
 //! # }
 //! ```
@@ -46,8 +39,10 @@ pub mod seccomp;
 mod builder;
 mod container;
 pub mod doctor;
+pub mod enter;
 mod host;
 mod init;
+pub mod landlock;
 mod verify;
 
 pub mod launcher;
@@ -55,11 +50,11 @@ pub mod process;
 mod run;
 
 pub use cgroup::{Limits, Usage};
-pub use container::{Container, CreateError, Workshop};
+pub use container::{Container, ContainerSpec, CreateError, Workshop};
 pub use error::{SysResult, SyscallError};
 pub use host::{Host, HostError, HostOptions};
 pub use ids::{BLOCK, IdClash, IdRange, IdRangeError, Pair};
-pub use init::{Command, Exit};
+pub use init::{Command, Exit, Program};
 pub use plan::{Base, Nesting, NoBase, SlotSpec, Template};
 pub use run::{RunError, RunOptions, run_command};
 pub use seccomp::Role;

@@ -67,6 +67,9 @@ pub enum Step {
     /// The slave of the mount through which a function's files arrive.
     AttachVar,
     LoopbackUp,
+    /// Mounts something empty over the root, which everybody who is inside already does not notice, except that the kernel
+    /// lets nobody make a user namespace whose root is not that of the mount namespace: user_namespaces(7), EPERM.
+    CoverRoot,
     Hostname {
         name: String,
     },
@@ -90,15 +93,11 @@ pub enum Step {
     SetIds {
         id: u32,
     },
-    /// May be inherited through exec; to be said while the bounding set still has it.
-    Inheritable {
-        keep: u64,
-    },
-    /// All three sets and the ambient set become exactly these.
-    Capabilities {
-        keep: u64,
-    },
+    /// In no set, the ambient one included.
+    NoCapabilities,
     NoNewPrivileges,
+    /// A domain around the root, where the kernel has Landlock: see [`crate::landlock`].
+    Landlock,
     Undumpable,
     Seccomp {
         role: Role,
@@ -134,6 +133,7 @@ impl fmt::Display for Step {
             Self::Mask { path } => write!(f, "mask {}", path.display()),
             Self::Devpts => write!(f, "mount devpts /dev/pts, a new instance, nosuid noexec"),
             Self::AttachVar => write!(f, "attach the slot's mount at /var as a slave"),
+            Self::CoverRoot => write!(f, "mount an empty tmpfs over /"),
             Self::LoopbackUp => write!(f, "bring lo up"),
             Self::Hostname { name } => write!(f, "sethostname {name}"),
             Self::Sysctl { name, value } => write!(f, "{name} = {value}"),
@@ -143,9 +143,9 @@ impl fmt::Display for Step {
             Self::DropBoundingSet => write!(f, "empty the capability bounding set"),
             Self::NoRoot => write!(f, "securebits noroot, locked"),
             Self::SetIds { id } => write!(f, "setgroups [], setresgid {id}, setresuid {id}"),
-            Self::Inheritable { keep } => write!(f, "inheritable capabilities = {keep:#x}"),
-            Self::Capabilities { keep } => write!(f, "capabilities = {keep:#x}, ambient too"),
+            Self::NoCapabilities => write!(f, "no capability in any set"),
             Self::NoNewPrivileges => write!(f, "no_new_privs"),
+            Self::Landlock => write!(f, "landlock: nothing that is not beneath /"),
             Self::Undumpable => write!(f, "not dumpable"),
             Self::Seccomp { role } => write!(f, "seccomp filter of {role:?}"),
         }
@@ -285,8 +285,8 @@ pub struct SlotSpec {
 pub enum Nesting {
     /// No namespace can be made in it, whatever its processes try.
     Forbidden,
-    /// The slots that a zygote forks into are made in the zygote's own namespaces. Its seccomp filter keeps the zygote
-    /// itself from making any.
+    /// The slots that a zygote forks into are made in the zygote's own namespaces, by a process that was never in its root.
+    /// The zygote itself can make none: see [`Step::CoverRoot`].
     Slots,
 }
 
@@ -342,7 +342,9 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
         Step::LoopbackUp,
         Step::Hostname { name: spec.hostname.clone() },
     ]);
-    if spec.nesting == Nesting::Forbidden {
+    if spec.nesting == Nesting::Slots {
+        steps.push(Step::CoverRoot);
+    } else {
         const NAMESPACES: [&str; 7] = [
             "user/max_user_namespaces",
             "user/max_mnt_namespaces",
@@ -361,20 +363,12 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
 pub fn init() -> Vec<Step> {
     vec![
         Step::DropBoundingSet,
-        Step::Capabilities { keep: 0 },
+        Step::NoCapabilities,
         Step::NoNewPrivileges,
         Step::Undumpable,
         Step::Seccomp { role: Role::Init },
     ]
 }
-
-const CAP_SETGID: u64 = 1 << 6;
-const CAP_SETUID: u64 = 1 << 7;
-const CAP_SYS_CHROOT: u64 = 1 << 18;
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-
-/// What a zygote keeps, within its own user namespace only: all that setns(2) and the drop after it ask for.
-pub const ZYGOTE_CAPABILITIES: u64 = CAP_SETGID | CAP_SETUID | CAP_SYS_CHROOT | CAP_SYS_ADMIN;
 
 /// The resource limits of a container's processes: `(name, number, value)`. `memory_by_kernel` says whether a memory
 /// controller keeps the memory limit; if not, RLIMIT_DATA keeps each process below it. getrlimit(2).
@@ -403,17 +397,13 @@ pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: 
     let limits = resource_limits(limits, memory_by_kernel, 0);
     steps.extend(limits.into_iter().map(|(resource, number, value)| Step::Limit { resource, number, value }));
     match role {
-        Role::Zygote => steps.extend([
-            Step::NoRoot,
-            Step::Inheritable { keep: ZYGOTE_CAPABILITIES },
-            Step::DropBoundingSet,
-            Step::Capabilities { keep: ZYGOTE_CAPABILITIES },
-        ]),
+        // It stays the root of its user namespace, by number only: the slots that it enters are owned by that number.
+        Role::Zygote => steps.extend([Step::NoRoot, Step::DropBoundingSet, Step::NoCapabilities]),
         Role::Instance | Role::Init => {
-            steps.extend([Step::DropBoundingSet, Step::SetIds { id: INSIDE }, Step::Capabilities { keep: 0 }])
+            steps.extend([Step::DropBoundingSet, Step::SetIds { id: INSIDE }, Step::NoCapabilities])
         }
     }
-    steps.extend([Step::NoNewPrivileges, Step::Seccomp { role }]);
+    steps.extend([Step::NoNewPrivileges, Step::Landlock, Step::Seccomp { role }]);
     steps
 }
 

@@ -88,7 +88,7 @@ pub fn become_ordinary(id: u32) -> SysResult<()> {
     let steps = [
         Step::DropBoundingSet,
         Step::SetIds { id },
-        Step::Capabilities { keep: 0 },
+        Step::NoCapabilities,
         Step::NoNewPrivileges,
         Step::Undumpable,
     ];

@@ -4,13 +4,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::Limits;
-use crate::container::{CreateError, Workshop};
+use crate::container::{ContainerSpec, CreateError, Workshop};
 use crate::error::SyscallError;
 use crate::host::{Host, HostError, HostOptions};
 use crate::ids::{IdClash, IdRange};
-use crate::init::{Command, Exit};
-use crate::plan::{Base, Nesting, NoBase, SlotSpec, Template};
-use crate::seccomp::Role;
+use crate::init::{Exit, Program};
+use crate::plan::{Base, NoBase, Template};
 
 /// What to run and how.
 #[derive(Debug, Clone)]
@@ -76,31 +75,20 @@ pub fn run_command(options: &RunOptions) -> Result<Option<Exit>, RunError> {
 }
 
 fn run_in(options: &RunOptions, argv: Vec<String>, host: HostOptions) -> Result<Option<Exit>, RunError> {
-    let host = Host::start(host)?;
-    let memory_by_kernel = host.has_controller("memory");
-    let mut workshop = Workshop::new(host);
     let spec =
-        SlotSpec { hostname: "sock".into(), tmp_bytes: options.tmp_bytes, nesting: Nesting::Forbidden };
-    let terminal = std::env::var("TERM").ok().map(|value| ("TERM".to_owned(), value));
+        ContainerSpec { hostname: "sock".into(), tmp_bytes: options.tmp_bytes, limits: options.limits };
+    let workshop = Workshop::new(Host::start(host)?, spec);
     let mut env: Vec<(String, String)> =
         [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/tmp"), ("LANG", "C.UTF-8")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
-    env.extend(terminal);
-    let command = Command {
-        argv,
-        env,
-        directory: "/tmp".into(),
-        role: Role::Instance,
-        limits: options.limits,
-        memory_by_kernel,
-    };
+    env.extend(std::env::var("TERM").ok().map(|value| ("TERM".to_owned(), value)));
+    let program = Program { argv, env, directory: "/tmp".into() };
     let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let ended = (|| {
-        let mut container = workshop.start(spec, command, &[input.as_fd(), output.as_fd(), error.as_fd()])?;
-        let exit = container.wait()?;
-        container.destroy()?;
-        Ok(exit)
+        let mut container = workshop.create()?;
+        container.start(&program, &[input.as_fd(), output.as_fd(), error.as_fd()])?;
+        Ok(container.wait()?)
     })();
     workshop.stop()?;
     ended

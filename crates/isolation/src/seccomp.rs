@@ -8,6 +8,8 @@
 //!   anything untrusted runs in it; only an escape needs to change it.
 //! * unshare, setns, and clone with a namespace flag; clone3, whose flags a filter cannot see (ENOSYS: C libraries then
 //!   use clone): a new user namespace gives back every capability inside it, and with it most of the kernel's attack surface.
+//!   A zygote needs clone3 to start a process in a slot's cgroup, and setns to enter the slot. It holds no capability for a new
+//!   namespace, and what keeps it from a new user namespace is its root ([`crate::plan::Step::CoverRoot`]).
 //! * ptrace, process_vm_*, pidfd_getfd, kcmp: no debugging of neighbours.
 //! * bpf, perf_event_open, userfaultfd, io_uring: large and often exploited parts of the kernel. io_uring also
 //!   performs calls that no filter sees.
@@ -27,7 +29,7 @@ use crate::bpf::{Program, Test, Verdict, compile};
 pub enum Role {
     /// User code after it dropped everything.
     Instance,
-    /// A fork server: what an instance may, and what it takes to enter a slot and to drop.
+    /// A fork server: what an instance may, and what it takes to fork into a slot and to drop.
     Zygote,
     /// The native PID 1 of a container, which only waits.
     Init,
@@ -64,6 +66,8 @@ const PLAIN: &[u32] = numbers![
     SYS_sched_setaffinity SYS_sched_getparam SYS_sched_getscheduler SYS_sched_get_priority_max
     SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getpriority SYS_setpriority SYS_getcpu SYS_prctl
     SYS_pidfd_open SYS_pidfd_send_signal SYS_seccomp SYS_uname SYS_sysinfo SYS_getrandom
+    // Further confinement of its own.
+    SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
     // Signals.
     SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigpending
     SYS_rt_sigtimedwait SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_rt_sigsuspend SYS_sigaltstack SYS_signalfd4
@@ -108,8 +112,9 @@ const REFUSED: &[u32] = numbers![
     SYS_sched_setparam SYS_sched_setattr SYS_ioprio_set
 ];
 
-/// What a zygote's child needs on its way into a slot.
-const ENTER_AND_DROP: &[u32] = numbers![SYS_setns SYS_setgroups SYS_setresuid SYS_setresgid SYS_capset];
+/// What takes a zygote's child into a slot.
+const ENTER_AND_DROP: &[u32] =
+    numbers![SYS_clone3 SYS_setns SYS_setgroups SYS_setresuid SYS_setresgid SYS_capset];
 
 const INIT: &[u32] = numbers![
     SYS_wait4 SYS_waitid SYS_read SYS_write SYS_sendto SYS_sendmsg SYS_close SYS_rt_sigreturn SYS_rt_sigprocmask
@@ -137,11 +142,6 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     for &number in PLAIN.iter().chain(PLAIN_OF_ARCHITECTURE) {
         table.insert(number, Verdict::Allow);
     }
-    if role == Role::Zygote {
-        for &number in ENTER_AND_DROP {
-            table.insert(number, Verdict::Allow);
-        }
-    }
     let refuse = |tests| Verdict::If(tests, libc::EPERM as u16);
     table.insert(libc::SYS_clone as u32, refuse(vec![Test::NoBits { argument: 0, bits: NEW_NAMESPACE }]));
     table.insert(libc::SYS_clone3 as u32, Verdict::Errno(libc::ENOSYS as u16));
@@ -158,6 +158,9 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     // 0 is Linux; all ones asks which it is.
     let own = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![0, u32::MAX] };
     table.insert(libc::SYS_personality as u32, refuse(vec![own]));
+    if role == Role::Zygote {
+        table.extend(ENTER_AND_DROP.iter().map(|&number| (number, Verdict::Allow)));
+    }
     table
 }
 
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_zygote_may_what_an_instance_may_and_four_steps_more() {
+    fn a_zygote_may_what_an_instance_may_and_fork_into_a_slot() {
         let (instance, zygote) = (table(Role::Instance), table(Role::Zygote));
         let more: Vec<u32> = zygote.keys().filter(|n| instance.get(n) != zygote.get(n)).copied().collect();
         let mut expected = ENTER_AND_DROP.to_vec();

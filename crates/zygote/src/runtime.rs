@@ -3,11 +3,23 @@
 //! The files appear in containers beneath [`DIRECTORY`]; their names begin with `_sock` so that no function's module is
 //! shadowed by them.
 
+use std::path::{Path, PathBuf};
+
+use sock_isolation::{Role, bpf, enter, seccomp};
+
 /// Where the files are, inside.
 pub const DIRECTORY: &str = "/sock/runtime";
 
-/// File names and contents.
-pub const RUNTIME: &[(&str, &str)] = &[
+/// All that a container's root has to have, by absolute path inside: the Python files, the native part of the fork
+/// ([`sock_isolation::enter`]), and the filter that a forked child installs.
+pub fn files() -> Vec<(PathBuf, Vec<u8>)> {
+    let filter = bpf::to_bytes(&seccomp::filter(Role::Instance));
+    let native = [("_sock_fork.bin", enter::code().to_vec()), ("_sock_filter.bpf", filter)];
+    let python = PYTHON.iter().map(|(name, text)| (*name, text.as_bytes().to_vec()));
+    python.chain(native).map(|(name, contents)| (Path::new(DIRECTORY).join(name), contents)).collect()
+}
+
+const PYTHON: &[(&str, &str)] = &[
     ("_sock_after_fork.py", include_str!("../runtime/_sock_after_fork.py")),
     ("_sock_instance.py", include_str!("../runtime/_sock_instance.py")),
     ("_sock_recorder.py", include_str!("../runtime/_sock_recorder.py")),

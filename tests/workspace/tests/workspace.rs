@@ -52,6 +52,7 @@ fn the_crate_graph() {
     lines.sort();
     insta::assert_snapshot!(lines.join("\n"), @r"
     sock -> sock-gateway sock-isolation
+    sock-bench -> sock-isolation
     sock-e2e ->
     sock-fuzz -> sock-gateway sock-isolation sock-pkgcache sock-zygote
     sock-gateway -> sock-isolation sock-pkgcache sock-zygote

@@ -1,9 +1,13 @@
 //! What a process in a container is, sees and may do.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+
 use libtest_mimic::Failed;
 
 use crate::Test;
-use crate::shop::Shop;
+use crate::shop::{Shop, pipe, program};
 
 pub(crate) const TESTS: &[Test] = &[
     ("inside::nobody_with_nothing", nobody),
@@ -13,11 +17,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("inside::sockets_of_other_families_are_refused", sockets),
     ("inside::no_descriptor_is_inherited", descriptors),
     ("inside::tmp_has_a_size", tmp_size),
+    ("inside::a_directory_that_leaked_in_leads_nowhere", leaked_directory),
     ("inside::the_root_as_the_kernel_lists_it", mounts),
 ];
 
 fn python(code: &str, expected: &str) -> Result<(), Failed> {
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     shop.python(code, expected)?;
     shop.close()
 }
@@ -115,7 +120,7 @@ call('setresuid', 117, 0, 0, 0)
 call('kexec_load', 246, 0, 0, 0, 0)
 call('pidfd_getfd', 438, 0, 0, 0)
 ";
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     let (_, output) = shop.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
     shop.close()?;
     let lines: Vec<&str> = output.lines().collect();
@@ -177,7 +182,7 @@ for line in sorted(open('/proc/self/mountinfo'), key=lambda line: line.split()[4
     kind = '' if fields[4] in ('/usr', '/lib', '/bin') else system.split()[0]
     print(fields[4], fields[5].replace(',relatime', ''), slave, kind)
 ";
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     let (_, output) = shop.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
     shop.close()?;
     // Which files of proc there are to mask depends on the kernel.
@@ -186,4 +191,43 @@ for line in sorted(open('/proc/self/mountinfo'), key=lambda line: line.split()[4
         lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     insta::assert_snapshot!(lines.join("\n"));
     Ok(())
+}
+
+/// Nobody passes one in. If somebody does, by a mistake of ours: what is beneath it is not beneath the container's root,
+/// and refused by Landlock with EACCES (13). Without it the file, which everybody may read, would be read.
+fn leaked_directory() -> Result<(), Failed> {
+    let code = r"
+import os
+def opened(path, **where):
+    try:
+        os.close(os.open(path, os.O_RDONLY, **where))
+        return 'opened'
+    except OSError as e:
+        return e.errno
+print(opened('leaked', dir_fd=3), opened('../' * 9 + 'etc/passwd', dir_fd=3), opened('/etc/passwd'))
+open('/tmp/a', 'w').close()
+os.mkdir('/tmp/d')
+os.rename('/tmp/a', '/tmp/d/b')
+print(os.listdir('/tmp/d'))
+";
+    let shop = Shop::open()?;
+    let outside = tempfile::tempdir()?;
+    std::fs::set_permissions(outside.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    std::fs::write(outside.path().join("leaked"), "")?;
+    let (read, write) = pipe()?;
+    let directory = File::open(outside.path())?;
+    let null = File::open("/dev/null")?;
+    let fds = [null.as_fd(), write.as_fd(), write.as_fd(), directory.as_fd()];
+    let mut container = shop.workshop.create()?;
+    container.start(&program(&["/usr/bin/python3", "-I", "-S", "-c", code]), &fds)?;
+    drop(write);
+    let mut said = String::new();
+    File::from(read).read_to_string(&mut said)?;
+    container.destroy()?;
+    let expected = match sock_isolation::landlock::version() {
+        Some(_) => "13 13 opened\n['b']\n",
+        None => "opened opened opened\n['b']\n",
+    };
+    assert_eq!(said, expected);
+    shop.close()
 }

@@ -1,6 +1,7 @@
 //! The launcher's process, asked over its socket.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -11,12 +12,12 @@ use sock_isolation::process::Child;
 use sock_isolation::{Command, Exit, Host, HostOptions, IdRange, Limits, Role, Template, cgroup};
 
 use crate::Test;
-use crate::shop::command;
 
 pub(crate) const TESTS: &[Test] = &[
     ("launcher::what_fails_leaves_nothing", failures),
     ("launcher::a_message_that_is_no_request_is_refused", malformed),
     ("launcher::a_request_whose_slot_fails_is_answered_once", slot_fails),
+    ("launcher::a_zygote_holds_no_capability_and_gets_none", zygote_without_rights),
 ];
 
 /// A launcher and the gateway's end of its socket.
@@ -59,15 +60,14 @@ impl Launcher {
         Ok(id)
     }
 
-    fn receive(&self) -> Result<Answer, Failed> {
-        let (answer, _) = wire::receive_reply(self.socket.as_fd())?.ok_or("the launcher is gone")?;
-        Ok(answer)
+    fn receive(&self) -> Result<(Answer, Vec<OwnedFd>), Failed> {
+        Ok(wire::receive_reply(self.socket.as_fd())?.ok_or("the launcher is gone")?)
     }
 
     /// The answer to a request, which has to be the next one.
     fn call(&mut self, request: Request) -> Result<Result<Reply, String>, Failed> {
         let id = self.send(request)?;
-        let answer = self.receive()?;
+        let (answer, _) = self.receive()?;
         assert_eq!(answer.id, id, "{:?}", answer.result);
         Ok(answer.result)
     }
@@ -95,6 +95,17 @@ impl Launcher {
         assert_eq!(child.wait()?, Exit::Code(0));
         assert!(!group.exists(), "{} is left", group.display());
         Ok(())
+    }
+}
+
+fn command(argv: &[&str]) -> Command {
+    Command {
+        argv: argv.iter().map(|&argument| argument.into()).collect(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        directory: "/tmp".into(),
+        role: Role::Instance,
+        limits: Limits::default(),
+        memory_by_kernel: false,
     }
 }
 
@@ -130,7 +141,7 @@ fn malformed() -> Result<(), Failed> {
         nix::unistd::write(&launcher.socket, message.as_bytes())?;
     }
     nix::unistd::write(&launcher.socket, br#"{"id": 77, "request": {"Reboot": {"now": true}}}"#)?;
-    let Answer { id, result } = launcher.receive()?;
+    let (Answer { id, result }, _) = launcher.receive()?;
     let refused = result.err().ok_or("it was granted")?;
     assert!(id == 77 && refused.contains("unknown variant `Reboot`"), "{refused}");
     assert_eq!(launcher.counts()?, Counts::default());
@@ -152,4 +163,41 @@ fn slot_fails() -> Result<(), Failed> {
     assert!(matches!(launcher.call(fork())?, Ok(Reply::Instance { .. })));
     assert_eq!(launcher.counts()?.instances, 1);
     launcher.stop()
+}
+
+/// By clone3(2), which its filter has to allow it; 1 is EPERM.
+#[cfg(target_arch = "x86_64")]
+fn zygote_without_rights() -> Result<(), Failed> {
+    let code = r"
+import ctypes, os
+for line in open('/proc/self/status'):
+    if line.startswith(('Cap', 'NoNew', 'Seccomp:')):
+        print(*line.split())
+libc = ctypes.CDLL(None, use_errno=True)
+for name, flag in (('user', 0x10000000), ('mnt', 0x20000), ('net', 0x40000000), ('pid', 0x20000000), ('none', 0)):
+    arguments = (ctypes.c_uint64 * 11)(flag, 0, 0, 0, 17)
+    pid = libc.syscall(435, ctypes.byref(arguments), 88)
+    if pid == 0:
+        os._exit(0)
+    print(name, 'made' if pid > 0 else ctypes.get_errno())
+print(open('/proc/self/cgroup').read().splitlines()[-1], os.listdir('/var/task'))
+";
+    let mut launcher = Launcher::start(IdRange::default())?;
+    launcher.send(zygote(&["/usr/bin/python3", "-I", "-S", "-c", code], None))?;
+    let (answer, mut fds) = launcher.receive()?;
+    assert_eq!(answer.result, Ok(Reply::Zygote));
+    let mut said = String::new();
+    File::from(fds.pop().ok_or("there is no log")?).read_to_string(&mut said)?;
+    let none = "0000000000000000";
+    let expected = format!(
+        "CapInh: {none}\nCapPrm: {none}\nCapEff: {none}\nCapBnd: {none}\nCapAmb: {none}\n\
+         NoNewPrivs: 1\nSeccomp: 2\nuser 1\nmnt 1\nnet 1\npid 1\nnone made\n0::/own []\n"
+    );
+    assert_eq!(said, expected);
+    launcher.stop()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn zygote_without_rights() -> Result<(), Failed> {
+    Err("the numbers of this test are x86_64's".into())
 }

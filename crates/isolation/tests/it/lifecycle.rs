@@ -8,7 +8,7 @@ use libtest_mimic::Failed;
 use sock_isolation::Exit;
 
 use crate::Test;
-use crate::shop::{Shop, command, pipe, spec};
+use crate::shop::{Shop, pipe, program};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::exit_codes_and_signals_are_told_apart", exits),
@@ -20,27 +20,24 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn exits() -> Result<(), Failed> {
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     assert_eq!(shop.run(&["/bin/sh", "-c", "echo hi; exit 7"])?, (Some(Exit::Code(7)), "hi\n".into()));
     assert_eq!(shop.run(&["/bin/sh", "-c", "kill -SEGV $$"])?.0, Some(Exit::Signal(11)));
     shop.close()
 }
 
 fn missing_program() -> Result<(), Failed> {
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     let error = shop.run(&["/usr/bin/no-such-program"]).expect_err("it cannot start");
     let message = error.message().unwrap_or_default().to_owned();
-    assert_eq!(
-        message,
-        "failed to make the container: start /usr/bin/no-such-program (execve): No such file or directory"
-    );
+    assert_eq!(message, "failed to start /usr/bin/no-such-program: No such file or directory (execve)");
     // And the workshop goes on.
     assert_eq!(shop.run(&["/bin/true"])?.0, Some(Exit::Code(0)));
     shop.close()
 }
 
 fn fights_back() -> Result<(), Failed> {
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     let (read, write) = pipe()?;
     let null: OwnedFd = File::open("/dev/null")?.into();
     let code = "import os, signal\n\
@@ -48,8 +45,9 @@ fn fights_back() -> Result<(), Failed> {
         os.setsid() if os.fork() == 0 else None\n\
         try:\n    while True: os.fork()\nexcept OSError: pass\n\
         os.write(1, b'x')\nwhile True: signal.pause()\n";
-    let argv = command(&["/usr/bin/python3", "-I", "-S", "-c", code]);
-    let container = shop.workshop.start(spec(), argv, &[null.as_fd(), write.as_fd(), null.as_fd()])?;
+    let mut container = shop.workshop.create()?;
+    let hostile = program(&["/usr/bin/python3", "-I", "-S", "-c", code]);
+    container.start(&hostile, &[null.as_fd(), write.as_fd(), null.as_fd()])?;
     // One process at least has hit the limit.
     File::from(read).read_exact(&mut [0])?;
     container.destroy()?;
@@ -57,12 +55,12 @@ fn fights_back() -> Result<(), Failed> {
 }
 
 fn paused() -> Result<(), Failed> {
-    let mut shop = Shop::open()?;
+    let shop = Shop::open()?;
     let (their_input, our_output) = pipe()?;
     let (our_input, their_output) = pipe()?;
-    let argv = command(&["/bin/cat"]);
     let fds = [their_input.as_fd(), their_output.as_fd(), their_output.as_fd()];
-    let container = shop.workshop.start(spec(), argv, &fds)?;
+    let mut container = shop.workshop.create()?;
+    container.start(&program(&["/bin/cat"]), &fds)?;
     let (mut our_output, mut our_input) = (File::from(our_output), File::from(our_input));
     our_output.write_all(b"a")?;
     our_input.read_exact(&mut [0])?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use libtest_mimic::Failed;
 use sock_isolation::{
-    Command, Exit, Host, HostOptions, IdRange, Limits, Nesting, Role, SlotSpec, Template, Workshop, cgroup,
+    ContainerSpec, Exit, Host, HostOptions, IdRange, Limits, Program, Template, Workshop, cgroup,
 };
 
 pub(crate) struct Shop {
@@ -16,18 +16,16 @@ pub(crate) struct Shop {
     work: tempfile::TempDir,
 }
 
-pub(crate) fn spec() -> SlotSpec {
-    SlotSpec { hostname: "test".into(), tmp_bytes: 16 << 20, nesting: Nesting::Forbidden }
+pub(crate) fn spec() -> ContainerSpec {
+    let limits = Limits { processes: 64, ..Limits::default() };
+    ContainerSpec { hostname: "test".into(), tmp_bytes: 16 << 20, limits }
 }
 
-pub(crate) fn command(argv: &[&str]) -> Command {
-    Command {
+pub(crate) fn program(argv: &[&str]) -> Program {
+    Program {
         argv: argv.iter().map(|&argument| argument.into()).collect(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
         directory: "/tmp".into(),
-        role: Role::Instance,
-        limits: Limits { processes: 64, ..Limits::default() },
-        memory_by_kernel: false,
     }
 }
 
@@ -42,15 +40,16 @@ impl Shop {
             ids: IdRange::default(),
         })?;
         let group = cgroup::find()?.directory.join(name);
-        Ok(Self { workshop: Workshop::new(host), group, work })
+        Ok(Self { workshop: Workshop::new(host, spec()), group, work })
     }
 
     /// Runs a command to its end; returns its exit and what it wrote.
-    pub(crate) fn run(&mut self, argv: &[&str]) -> Result<(Option<Exit>, String), Failed> {
+    pub(crate) fn run(&self, argv: &[&str]) -> Result<(Option<Exit>, String), Failed> {
         let (read, write) = pipe()?;
         let null: OwnedFd = File::open("/dev/null")?.into();
         let fds = [null.as_fd(), write.as_fd(), write.as_fd()];
-        let mut container = self.workshop.start(spec(), command(argv), &fds)?;
+        let mut container = self.workshop.create()?;
+        container.start(&program(argv), &fds)?;
         drop(write);
         let mut output = String::new();
         File::from(read).read_to_string(&mut output)?;
@@ -60,7 +59,7 @@ impl Shop {
     }
 
     /// Runs Python code that must print what is expected.
-    pub(crate) fn python(&mut self, code: &str, expected: &str) -> Result<(), Failed> {
+    pub(crate) fn python(&self, code: &str, expected: &str) -> Result<(), Failed> {
         let (exit, output) = self.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
         if exit == Some(Exit::Code(0)) && output.trim_end() == expected.trim_end() {
             return Ok(());

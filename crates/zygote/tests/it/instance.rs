@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 /// As a zygote does it, short of entering a container: imports, forks, and the child becomes the instance.
 const ZYGOTE: &str = "
-import _socket, builtins, io, json, os, sys
+import _socket, json, os, sys
 os.dup2(0, 5)
 os.dup2(os.open('/dev/null', os.O_RDWR), 0)
 for number, end in zip((3, 4), _socket.socketpair()):
@@ -27,9 +27,7 @@ for number, end in zip((3, 4), _socket.socketpair()):
 sys.path.append(os.getcwd() + '/runtime')
 import _sock_instance as instance
 instance.TASK, instance.LAYERS, instance.PACKAGES = os.getcwd() + '/task', (), os.getcwd() + '/packages'
-real, builtins.open = open, lambda path, *rest: io.BytesIO() if path == '/sock/instance.bpf' else real(path, *rest)
 import _sock_zygote as zygote
-builtins.open = real
 with open('imports.json') as file:
     facts = zygote.import_all(json.load(file))
 with open('facts.json', 'w') as file:

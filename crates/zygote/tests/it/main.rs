@@ -24,8 +24,8 @@ fn python() -> PathBuf {
 fn command(directory: &Path) -> Command {
     let runtime = directory.join("runtime");
     std::fs::create_dir_all(&runtime).unwrap();
-    for (name, text) in sock_zygote::RUNTIME {
-        std::fs::write(runtime.join(name), text).unwrap();
+    for (path, contents) in sock_zygote::runtime::files() {
+        std::fs::write(runtime.join(path.file_name().unwrap()), contents).unwrap();
     }
     let mut command = Command::new(python());
     command.args(["-S", "-s", "-B"]).env_clear().env("LANG", "C.UTF-8").current_dir(directory);

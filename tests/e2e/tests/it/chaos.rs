@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::crash::{
-    Holdings, both_start_again, directories, group, is_zygote, mount, mounts, with_instances,
-};
+use crate::crash::{Holdings, both_start_again, group, groups, is_zygote, mount, mounts, with_instances};
 use crate::server::{Process, Server};
 
 /// Emulated processors start a server in seconds instead of half a second.
@@ -59,7 +57,7 @@ fn gateway(server: &Server) -> Process {
 fn groups_too_many(server: &Server) -> i64 {
     let containers: u64 =
         ["sock_containers{", "sock_instances{"].map(|name| server.metric(name)).iter().sum();
-    directories(&mount().join(group(server))) as i64 - containers as i64
+    groups(&mount().join(group(server))) as i64 - containers as i64
 }
 
 /// Asks until a right answer comes; how long that took.

@@ -110,7 +110,7 @@ impl Holdings {
         Self {
             processes: processes.len(),
             mounts: tables.values().sum(),
-            groups: directories(&mount().join(group(server))),
+            groups: groups(&mount().join(group(server))),
             networks: networks.len(),
             descriptors,
             files: files(data),
@@ -139,10 +139,11 @@ pub(crate) fn group(server: &Server) -> String {
     groups.split('/').find(|part| part.starts_with("sock-")).unwrap().to_owned()
 }
 
-/// Directories beneath a directory.
-pub(crate) fn directories(directory: &Path) -> usize {
+/// Groups of containers beneath a cgroup: those that have none beneath them.
+pub(crate) fn groups(directory: &Path) -> usize {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    below.map(|entry| groups(&entry.path()).max(1)).sum()
 }
 
 /// Files and directories beneath a directory.
@@ -190,9 +191,9 @@ fn the_launchers_death_is_survived() {
     survives(|server, process| process.uid == 0 && process.is_child_of(server), 1, both_start_again);
 }
 
-/// Nobody but a zygote has capabilities without being root.
+/// A zygote's uid is the first of a block of 65,536; its PID 1 has it too, and the gateway has one.
 pub(crate) fn is_zygote(process: &Process) -> bool {
-    process.uid != 0 && process.status("CapEff") != "0000000000000000"
+    process.uid != 0 && process.uid.is_multiple_of(1 << 16) && process.status("Name") != "sock"
 }
 
 #[test]

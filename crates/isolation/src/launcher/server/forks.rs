@@ -20,8 +20,8 @@ use super::start::{Building, Owner};
 use super::{Child, Instance, Server, Slot, Spare, Zygote, io_text, stream_pair, text};
 use crate::cgroup::Limits;
 use crate::error::Context;
-use crate::host::Parent;
-use crate::init::Exit;
+use crate::host::{Parent, Within};
+use crate::init::{Exit, Payload};
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
 use crate::plan::Nesting;
 use crate::sys;
@@ -96,12 +96,18 @@ impl Server {
             }
             let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
             let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
+            let Some(family) = &init.ground.family else { return Ok(()) };
+            let (family, uid) = (family.clone(), self.host.ids.block(state.block));
             let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
-            let (ground, ()) = self.ground(Ids::Within(zygote, pair), |server, ground| {
+            let within = Within::Family(&family, uid);
+            let (ground, ()) = self.ground(within, Ids::Within(zygote, pair), |server, ground| {
                 let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
                 let spec = server.spec(Nesting::Forbidden);
                 // Relative to the zygote's user namespace.
-                server.host.build(ground, pair.map(0), Some(parent), (spec, None, &[])).map_err(text)
+                server
+                    .host
+                    .build(ground, pair.map(0), Some(parent), (spec, Payload::Nothing, &[]))
+                    .map_err(text)
             })?;
             if let Some(state) = self.zygotes.get_mut(&zygote) {
                 state.building += 1;
@@ -198,7 +204,7 @@ impl Server {
     fn start_child(&self, zygote: ZygoteId, slot: &Slot, kind: &str) -> Result<Child, String> {
         // Its own limits come with its function; until then it only waits.
         slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
-        let entrance = slot.ground.group.entrance().map_err(text)?;
+        let entrance = self.host.entrance(&slot.ground.group).map_err(text)?;
         let (socket, theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
         let mut fds: Vec<BorrowedFd<'_>> = slot.made.namespaces.iter().map(AsFd::as_fd).collect();

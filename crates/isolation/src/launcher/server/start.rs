@@ -10,14 +10,15 @@ use super::{Instance, Server, Slot, Zygote, null, stream_pair, text};
 use crate::builder::{self, Event, Made};
 use crate::cgroup::Limits;
 use crate::error::Context;
-use crate::host::Ground;
+use crate::host::{Ground, Within};
 use crate::ids::{BLOCK, Pair};
-use crate::init::Command;
+use crate::init::{Command, Payload};
 use crate::launcher::wire::{Files, InstanceId, MAX_READY, Reply, StartZygote, ZygoteId};
 use crate::plan::Nesting;
 
 pub(super) enum Owner {
-    Zygote(ZygoteId),
+    /// With the limits of its own processes.
+    Zygote(ZygoteId, Limits),
     Slot(ZygoteId),
     Alone(InstanceId),
 }
@@ -36,11 +37,12 @@ impl Server {
     /// A new ground, furnished. Where that fails the ground goes again, and the ids with it.
     pub(super) fn ground<T>(
         &mut self,
+        within: Within<'_>,
         ids: Ids,
         furnish: impl FnOnce(&Self, &Ground) -> Result<T, String>,
     ) -> Result<(Ground, T), String> {
         let number = self.number();
-        let ground = self.host.ground(number).map_err(text).inspect_err(|_| self.give_back(ids))?;
+        let ground = self.host.ground(number, within).map_err(text).inspect_err(|_| self.give_back(ids))?;
         match furnish(self, &ground) {
             Ok(furnished) => Ok((ground, furnished)),
             Err(error) => {
@@ -56,23 +58,27 @@ impl Server {
             return Err(format!("zygote {zygote} exists already"));
         }
         let block = self.blocks.pop().ok_or("no block of user ids is left for another zygote")?;
-        let (ground, (fork_channel, fds)) = self.ground(Ids::Block(block), |server, ground| {
-            ground.group.limit(&server.host.hierarchy, &command.limits).map_err(text)?;
-            server.show(ground, &files)?;
-            let (fork_channel, theirs) = builder::pair().map_err(text)?;
-            fcntl(&fork_channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).call("fcntl F_SETFL").map_err(text)?;
-            let (control, control_theirs) = stream_pair().map_err(text)?;
-            let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
-            let null = null().map_err(text)?;
-            let map = format!("0 {} {BLOCK}\n", server.host.ids.block(block));
-            let fds = [&null, &log_theirs, &log_theirs, &theirs, &control_theirs].map(AsFd::as_fd);
-            let command = Command { memory_by_kernel: server.host.has_controller("memory"), ..command };
-            let what = (server.spec(Nesting::Slots), Some(command), &fds[..]);
-            server.host.build(ground, map, None, what).map_err(text)?;
-            Ok((fork_channel, vec![control, log]))
-        })?;
-        let (number, owner) = (ground.number, Owner::Zygote(zygote));
-        let building = Building { ground, pair: None, owner, answer: Some((id, fds)), expected: None };
+        let (ground, (fork_channel, fds)) =
+            self.ground(Within::NewFamily, Ids::Block(block), |server, ground| {
+                server.show(ground, &files)?;
+                let (fork_channel, theirs) = builder::pair().map_err(text)?;
+                fcntl(&fork_channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                    .call("fcntl F_SETFL")
+                    .map_err(text)?;
+                let (control, control_theirs) = stream_pair().map_err(text)?;
+                let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+                let null = null().map_err(text)?;
+                let map = format!("0 {} {BLOCK}\n", server.host.ids.block(block));
+                let fds = [&null, &log_theirs, &log_theirs, &theirs, &control_theirs].map(AsFd::as_fd);
+                let memory_by_kernel = server.host.has_controller("memory");
+                let command = Command { memory_by_kernel, ..command.clone() };
+                let what = (server.spec(Nesting::Slots), Payload::Command(command), &fds[..]);
+                server.host.build(ground, map, None, what).map_err(text)?;
+                Ok((fork_channel, vec![control, log]))
+            })?;
+        let (number, owner) = (ground.number, Owner::Zygote(zygote, command.limits));
+        let answer = Some((id, fds));
+        let building = Building { ground, pair: None, owner, answer, expected: None };
         self.building.insert(number, building);
         self.zygotes.insert(zygote, Zygote::new(block, fork_channel, slots.min(MAX_READY)));
         Ok(())
@@ -81,7 +87,7 @@ impl Server {
     pub(super) fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
         let pair = self.pairs.take().ok_or("no user ids are left for another container")?;
         let limits = command.limits;
-        let (ground, fds) = self.ground(Ids::Alone(pair), |server, ground| {
+        let (ground, fds) = self.ground(Within::Host, Ids::Alone(pair), |server, ground| {
             ground.group.limit(&server.host.hierarchy, &limits).map_err(text)?;
             server.show(ground, files)?;
             let (socket, theirs) = stream_pair().map_err(text)?;
@@ -90,7 +96,7 @@ impl Server {
             let fds = [&null, &log_theirs, &log_theirs, &theirs].map(AsFd::as_fd);
             let command = Command { memory_by_kernel: server.host.has_controller("memory"), ..command };
             let map = pair.map(server.host.ids.block(0));
-            let what = (server.spec(Nesting::Forbidden), Some(command), &fds[..]);
+            let what = (server.spec(Nesting::Forbidden), Payload::Command(command), &fds[..]);
             server.host.build(ground, map, None, what).map_err(text)?;
             Ok(vec![socket, log])
         })?;
@@ -115,7 +121,7 @@ impl Server {
         }
         let pair = building.pair.unwrap_or_default();
         let ids = match building.owner {
-            Owner::Zygote(zygote) => match self.zygotes.remove(&zygote) {
+            Owner::Zygote(zygote, _) => match self.zygotes.remove(&zygote) {
                 Some(Zygote { block, waiting, .. }) => {
                     for (id, ..) in waiting {
                         self.answer(id, Err(format!("zygote {zygote} was not made: {error}")), Vec::new());
@@ -143,15 +149,27 @@ impl Server {
         };
         let slot = Slot { ground, pair: pair.unwrap_or_default(), made };
         match owner {
-            Owner::Zygote(zygote) => {
+            Owner::Zygote(zygote, limits) => {
                 let Some(state) = self.zygotes.get_mut(&zygote) else {
                     return self.let_die(slot, Ids::WithZygote);
                 };
+                // Only now, since a group whose processes are in groups of their own has none itself: cgroups(7).
+                let (uid, ground) = (self.host.ids.block(state.block), &slot.ground);
+                let opened =
+                    ground.family.as_ref().map_or(Ok(()), |family| self.host.open_family(family, uid));
+                let result = opened.and_then(|()| ground.group.limit(&self.host.hierarchy, &limits));
                 state.init = Some(slot);
-                if let Some((id, fds)) = answer {
-                    self.answer(id, Ok(Reply::Zygote), fds);
+                let Some((id, fds)) = answer else { return };
+                match result {
+                    Ok(()) => {
+                        self.answer(id, Ok(Reply::Zygote), fds);
+                        self.serve_waiting(zygote);
+                    }
+                    Err(error) => {
+                        self.answer(id, Err(text(error)), Vec::new());
+                        let _ = self.stop_zygote(zygote);
+                    }
                 }
-                self.serve_waiting(zygote);
             }
             Owner::Slot(zygote) => {
                 let Some(state) = self.zygotes.get_mut(&zygote) else {
