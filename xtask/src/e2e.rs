@@ -18,7 +18,7 @@ use crate::vm::{KERNEL, accelerator, guest};
 /// Whose tests run there.
 const PACKAGES: [&str; 2] = ["sock-e2e", "sock-isolation"];
 /// With tests that need what only that machine is sure to have.
-const FEATURES: &str = "sock-e2e/machine";
+const FEATURES: &str = "sock-e2e/machine,sock-isolation/machine";
 /// The smallest set that goes all the way through: a deploy with packages, a forked start and a warm one, what a function may do,
 /// limits, a crash.
 const SMOKE: &str = "test(=packages::a_function_with_packages_is_forked_with_them_and_then_warm) \

@@ -7,8 +7,10 @@ use crate::tasks::{self, cargo};
 use crate::{e2e, tools};
 
 /// What each library's README shows has to run, to its end.
-const EXAMPLES: [&[&str]; 4] = [
+const EXAMPLES: [&[&str]; 6] = [
     &["sock-isolation", "--example", "run_command", "--", "id"],
+    &["sock-isolation", "--example", "pool", "--", "50"],
+    &["sock-isolation", "--example", "script", "--", "5"],
     &["sock-zygote", "--example", "fork_server"],
     &["sock-pkgcache", "--example", "lock_and_install", "--", "Jinja2"],
     &["sock-gateway", "--example", "echo_server"],

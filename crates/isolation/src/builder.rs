@@ -44,9 +44,7 @@ use crate::init::{self, Birth, Exit, FromInit, Payload};
 use crate::plan::{self, SlotSpec, Step, Template};
 use crate::sys;
 
-/// A container to make. With it go descriptors, in this order: the directory of its cgroup, its `/var` mount, the user and
-/// the PID namespace to make it in, or the directory of the cgroup that shall be the root of its cgroup namespace (see
-/// [`Kin`]), then the payload's descriptors 0, 1, 2….
+/// A container to make. With it go descriptors, see [`Order`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Make {
     pub(crate) slot: u64,
@@ -55,6 +53,35 @@ pub(crate) struct Make {
     pub(crate) kin: Kin,
     pub(crate) spec: SlotSpec,
     pub(crate) payload: Payload,
+}
+
+/// A [`Make`], and the descriptors that came with it, in this order.
+struct Order {
+    make: Make,
+    /// The directory of its cgroup.
+    group: OwnedFd,
+    /// What becomes its `/var`, where the spec has one.
+    var: Option<OwnedFd>,
+    /// Of a parent: the directory of its family's cgroup.
+    family: Option<OwnedFd>,
+    /// Of a child: the user and the PID namespace that it is made in.
+    within: Option<[OwnedFd; 2]>,
+    /// The payload's descriptors 0, 1, 2….
+    payload: Vec<OwnedFd>,
+}
+
+impl Order {
+    fn take(make: Make, fds: Vec<OwnedFd>) -> Option<Self> {
+        let mut fds = fds.into_iter();
+        Some(Self {
+            group: fds.next()?,
+            var: if make.spec.var { Some(fds.next()?) } else { None },
+            family: if make.kin == Kin::Parent { Some(fds.next()?) } else { None },
+            within: if make.kin == Kin::Child { Some([fds.next()?, fds.next()?]) } else { None },
+            payload: fds.collect(),
+            make,
+        })
+    }
 }
 
 /// Whose relative a container is.
@@ -69,18 +96,8 @@ pub(crate) enum Kin {
     Child,
 }
 
-impl Kin {
-    /// How many descriptors go before the payload's.
-    fn descriptors(self) -> usize {
-        match self {
-            Self::Alone => 2,
-            Self::Parent => 3,
-            Self::Child => 4,
-        }
-    }
-}
-
-/// What the builder has to say. With `Made` go nine descriptors: see [`Made`].
+/// What the builder has to say. With `Made` go the descriptors of a [`Made`]: namespaces if the spec has a `/var`, since
+/// nobody enters or checks one that has none, and the pidfd.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromBuilder {
     Made {
@@ -114,7 +131,7 @@ pub(crate) struct Builder {
 pub(crate) struct Made {
     pub(crate) init: Pid,
     pub(crate) pidfd: OwnedFd,
-    /// In the order of [`NAMESPACES`].
+    /// In the order of [`NAMESPACES`], or none.
     pub(crate) namespaces: Vec<OwnedFd>,
 }
 
@@ -197,6 +214,8 @@ pub(crate) fn pair() -> SysResult<(OwnedFd, OwnedFd)> {
 struct Running {
     slot: u64,
     socket: OwnedFd,
+    /// What goes with the word that it is made, until that is said.
+    made: Option<Vec<OwnedFd>>,
 }
 
 struct Server {
@@ -204,7 +223,12 @@ struct Server {
     host_proc: OwnedFd,
     own_pids: OwnedFd,
     running: HashMap<Pid, Running>,
+    /// Those of them that are still being made: making waits for the kernel now and then, and others can be made meanwhile.
+    pending: Vec<Pid>,
 }
+
+/// The most that are made side by side.
+const SIDE_BY_SIDE: usize = 4;
 
 fn serve(caller: OwnedFd, template: &[Step], parent: Pid) -> SysResult<()> {
     // Nothing else of the caller's: its end of the socket above all, or the builder would never see it closed.
@@ -215,6 +239,7 @@ fn serve(caller: OwnedFd, template: &[Step], parent: Pid) -> SysResult<()> {
         return Err(Errno::ESRCH).call("getppid");
     }
     sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).call("prctl PR_SET_CHILD_SUBREAPER")?;
+    crate::seccomp::filter(crate::seccomp::Role::Init);
     let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let host_proc = open("/proc", directory, Mode::empty()).call_on("open", "/proc")?;
     let own_pids = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -227,7 +252,8 @@ fn serve(caller: OwnedFd, template: &[Step], parent: Pid) -> SysResult<()> {
     let signals =
         SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).call("signalfd")?;
     sys::send(caller.as_fd(), b"ready", &[]).call("sendmsg")?;
-    match (Server { caller, host_proc, own_pids, running: HashMap::new() }).run(&signals) {
+    match (Server { caller, host_proc, own_pids, running: HashMap::new(), pending: Vec::new() }).run(&signals)
+    {
         // The caller is gone, which is how it says that it is done: nobody is left to hear of containers that end.
         Err(error) if matches!(error.errno, Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
         ran => ran,
@@ -238,20 +264,28 @@ impl Server {
     fn run(&mut self, signals: &SignalFd) -> SysResult<()> {
         let mut buffer = vec![0; MESSAGE];
         loop {
-            let mut wanted = [
-                PollFd::new(self.caller.as_fd(), PollFlags::POLLIN),
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            ];
+            // Whoever asks for more waits until there is room.
+            let room = self.pending.len() < SIDE_BY_SIDE;
+            let asks = if room { PollFlags::POLLIN } else { PollFlags::empty() };
+            let mut wanted =
+                vec![PollFd::new(self.caller.as_fd(), asks), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            let sockets = self.pending.iter().map(|pid| self.running[pid].socket.as_fd());
+            wanted.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
             match poll(&mut wanted, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno).call("poll"),
             }
-            let [asked, died] = wanted.map(|wanted| wanted.any().unwrap_or(false));
-            if died {
+            let any: Vec<bool> = wanted.iter().map(|wanted| wanted.any().unwrap_or(false)).collect();
+            let [asked, died, spoken @ ..] = &any[..] else { continue };
+            let spoken = self.pending.iter().zip(spoken).filter(|(_, spoken)| **spoken);
+            for pid in spoken.map(|(pid, _)| *pid).collect::<Vec<_>>() {
+                self.finish(pid)?;
+            }
+            if *died {
                 while let Ok(Some(_)) = signals.read_signal() {}
                 self.reap()?;
             }
-            if asked {
+            if *asked {
                 let (length, fds) = sys::receive(self.caller.as_fd(), &mut buffer).call("recvmsg")?;
                 if length == 0 {
                     return Ok(());
@@ -259,7 +293,7 @@ impl Server {
                 let make: Make =
                     serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")?;
                 let slot = make.slot;
-                if let Err(error) = self.make(&make, fds) {
+                if let Err(error) = self.begin(make, fds) {
                     self.tell(&FromBuilder::Failed { slot, error }, &[])?;
                 }
             }
@@ -277,55 +311,97 @@ impl Server {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => pid,
                 _ => return Ok(()),
             };
-            let Some(Running { slot, socket }) = self.running.remove(&pid) else { continue };
+            self.pending.retain(|other| *other != pid);
+            let Some(Running { slot, socket, made }) = self.running.remove(&pid) else { continue };
             // What PID 1 had to say is in the socket; if it was killed, nothing is, and the end of file says so.
             let exit = match read_init(&socket) {
                 Ok(FromInit::Exited(exit)) => Some(exit),
                 _ => None,
             };
-            self.tell(&FromBuilder::Ended { slot, exit }, &[])?;
+            let message = match made {
+                None => FromBuilder::Ended { slot, exit },
+                Some(_) => FromBuilder::Failed { slot, error: "PID 1 of the container died early".into() },
+            };
+            self.tell(&message, &[])?;
         }
     }
 
-    fn make(&mut self, make: &Make, fds: Vec<OwnedFd>) -> Result<(), String> {
-        let expected = make.kin.descriptors();
-        if fds.len() < expected {
-            return Err(format!("{} descriptors came, at least {expected} are needed", fds.len()));
-        }
-        let (socket, theirs) = pair().map_err(|error| error.to_string())?;
-        let init = self.clone_init(make, &fds, theirs, &socket).map_err(|error| error.to_string())?;
-        self.running.insert(init, Running { slot: make.slot, socket });
-        let result = self.finish(init, make.slot);
-        if result.is_err() {
-            // Already dead, most likely: it said why and exited. Its end is nobody's news.
-            if let Some(running) = self.running.remove(&init) {
-                drop(running);
-                if let Ok(pidfd) = sys::pidfd_open(init) {
-                    let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
-                }
-                let _ = waitpid(init, None);
+    /// Has PID 1 cloned and gives it its proc. It says when its root stands, see [`Server::finish`].
+    fn begin(&mut self, make: Make, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let text = |error: crate::SyscallError| error.to_string();
+        let count = fds.len();
+        let slot = make.slot;
+        let order = Order::take(make, fds).ok_or_else(|| format!("{count} descriptors are too few"))?;
+        let (socket, theirs) = pair().map_err(text)?;
+        let init = self.clone_init(&order, theirs, &socket).map_err(text)?;
+        let prepared = self.prepare(init, order.make.spec.var, &socket);
+        match prepared {
+            Ok(made) => {
+                self.running.insert(init, Running { slot, socket, made: Some(made) });
+                self.pending.push(init);
+                Ok(())
             }
+            // It waits for its proc, and ends when that does not come.
+            Err(error) => Err(text(error)),
         }
-        result
+    }
+
+    fn prepare(&self, init: Pid, enterable: bool, socket: &OwnedFd) -> SysResult<Vec<OwnedFd>> {
+        let namespace = |name: &str| {
+            let path = format!("{init}/ns/{name}");
+            openat(&self.host_proc, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .call_on("open", &path)
+        };
+        let mut fds = if enterable {
+            let fds = NAMESPACES.into_iter().map(namespace).collect::<SysResult<Vec<_>>>()?;
+            self.hand_proc(&fds[1], socket)?;
+            fds
+        } else {
+            self.hand_proc(&namespace("pid")?, socket)?;
+            Vec::new()
+        };
+        fds.push(sys::pidfd_open(init).call("pidfd_open")?);
+        Ok(fds)
+    }
+
+    /// Takes PID 1's word on whether its root stands, and passes it on.
+    fn finish(&mut self, init: Pid) -> SysResult<()> {
+        let Some(running) = self.running.get_mut(&init) else { return Ok(()) };
+        self.pending.retain(|other| *other != init);
+        let slot = running.slot;
+        match read_init(&running.socket) {
+            Ok(FromInit::Ready) => {
+                let fds = running.made.take().unwrap_or_default();
+                let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                self.tell(&FromBuilder::Made { slot, init: init.as_raw() }, &borrowed)
+            }
+            Ok(FromInit::Failed(error)) => {
+                // It ends by itself, which is nobody's news any more.
+                self.running.remove(&init);
+                self.tell(&FromBuilder::Failed { slot, error }, &[])
+            }
+            // It has ended, and is reaped next.
+            Ok(FromInit::Exited(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// Clones PID 1 and maps its ids. `ours` is the builder's alone: with a copy of it, PID 1 would wait for itself for ever if
     /// the builder dies before it speaks.
-    fn clone_init(&self, make: &Make, fds: &[OwnedFd], theirs: OwnedFd, ours: &OwnedFd) -> SysResult<Pid> {
-        if make.kin == Kin::Child {
-            return self.clone_by_helper(make, fds, theirs, ours);
+    fn clone_init(&self, order: &Order, theirs: OwnedFd, ours: &OwnedFd) -> SysResult<Pid> {
+        let mut theirs = Some(theirs);
+        if let Some(within) = &order.within {
+            return self.clone_by_helper(order, within, &mut theirs, ours);
         }
         // A parent's cgroup namespace shows its family, so it has to be born there.
-        let group = if make.kin == Kin::Parent { &fds[2] } else { &fds[0] };
-        let mut theirs = Some(theirs);
+        let group = order.family.as_ref().unwrap_or(&order.group);
         let init = sys::fork_into(group.as_fd(), new_namespaces(), || {
             let closed = sys::close_in_child(&[ours]);
-            closed.map_or_else(|error| exit_code(Err(error)), |()| self.live(make, fds, &mut theirs))
+            closed.map_or_else(|error| exit_code(Err(error)), |()| self.live(order, &mut theirs))
         })?;
-        self.map_ids(init, &make.map)?;
-        if make.kin == Kin::Parent {
+        self.map_ids(init, &order.make.map)?;
+        if order.family.is_some() {
             let name = "cgroup.procs";
-            let procs = openat(&fds[0], name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+            let procs = openat(&order.group, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
             let procs = File::from(procs.call_on("open", name)?);
             (&procs).write_all(init.to_string().as_bytes()).call_on("write", name)?;
         }
@@ -335,22 +411,22 @@ impl Server {
     /// Has PID 1 cloned within the parent's namespaces, and inherits it.
     fn clone_by_helper(
         &self,
-        make: &Make,
-        fds: &[OwnedFd],
-        theirs: OwnedFd,
+        order: &Order,
+        within: &[OwnedFd; 2],
+        theirs: &mut Option<OwnedFd>,
         ours: &OwnedFd,
     ) -> SysResult<Pid> {
+        let [user, pids] = within;
         let (answer, report) = pair()?;
-        let mut theirs = Some(theirs);
-        let helper = sys::fork_into(fds[0].as_fd(), 0, || {
+        let helper = sys::fork_into(order.group.as_fd(), 0, || {
             let mut make_it = || {
                 sys::close_in_child(&[ours])?;
-                setns(&fds[3], CloneFlags::CLONE_NEWPID).call("setns pid")?;
-                sys::fork(|| exit_code(self.clone_as_sibling(make, fds, &mut theirs, &report)))
+                setns(pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
+                sys::fork(|| exit_code(self.clone_as_sibling(order, user, theirs, &report)))
             };
             exit_code(make_it().and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
         })?;
-        drop((report, theirs));
+        drop((report, theirs.take()));
         let mut number = [0; 4];
         let received = sys::receive(answer.as_fd(), &mut number);
         let _ = waitpid(helper, None);
@@ -363,31 +439,31 @@ impl Server {
     /// In the maker: clones PID 1, maps its ids, and reports its number.
     fn clone_as_sibling(
         &self,
-        make: &Make,
-        fds: &[OwnedFd],
+        order: &Order,
+        user: &OwnedFd,
         theirs: &mut Option<OwnedFd>,
         report: &OwnedFd,
     ) -> SysResult<()> {
-        setns(&fds[2], CloneFlags::CLONE_NEWUSER).call("setns user")?;
+        setns(user, CloneFlags::CLONE_NEWUSER).call("setns user")?;
         perform(&[Step::BecomeRoot], &Outside::default())?;
         // The kernel lets only the owner of a process's proc files write its id maps, and setresuid took that away.
         sys::prctl(libc::PR_SET_DUMPABLE, 1, 0).call("prctl PR_SET_DUMPABLE")?;
-        let pidfd = sys::clone_sibling(new_namespaces(), || self.live(make, fds, theirs))?;
+        let pidfd = sys::clone_sibling(new_namespaces(), || self.live(order, theirs))?;
         let pid = self.host_pid(&pidfd)?;
-        self.map_ids(pid, &make.map)?;
+        self.map_ids(pid, &order.make.map)?;
         sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]).call("sendmsg")
     }
 
     /// In PID 1.
-    fn live(&self, make: &Make, fds: &[OwnedFd], theirs: &mut Option<OwnedFd>) -> i32 {
+    fn live(&self, order: &Order, theirs: &mut Option<OwnedFd>) -> i32 {
         let Some(builder) = theirs.take() else { return 1 };
         init::run(Birth {
             builder,
             host_proc: self.host_proc.as_fd(),
-            var_mount: fds[1].as_fd(),
-            spec: &make.spec,
-            payload: &make.payload,
-            fds: &fds[make.kin.descriptors()..],
+            var_mount: order.var.as_ref().map(AsFd::as_fd),
+            spec: &order.make.spec,
+            payload: &order.make.payload,
+            fds: &order.payload,
         })
     }
 
@@ -409,27 +485,6 @@ impl Server {
         File::from(fd.call_on("open", &path)?).read_to_string(&mut text).call_on("read", &path)?;
         let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
         number.map(Pid::from_raw).ok_or(Errno::ESRCH).call_on("read", &path)
-    }
-
-    /// Gives PID 1 its proc, waits until its root stands, and tells the caller.
-    fn finish(&self, init: Pid, slot: u64) -> Result<(), String> {
-        let socket = &self.running[&init].socket;
-        let text = |error: crate::SyscallError| error.to_string();
-        let namespace = |name: &str| {
-            let path = format!("{init}/ns/{name}");
-            openat(&self.host_proc, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-                .call_on("open", &path)
-        };
-        let mut fds = NAMESPACES.into_iter().map(namespace).collect::<SysResult<Vec<_>>>().map_err(text)?;
-        self.hand_proc(&fds[1], socket).map_err(text)?;
-        match read_init(socket) {
-            Ok(FromInit::Ready) => {}
-            Ok(FromInit::Failed(error)) => return Err(error),
-            Ok(FromInit::Exited(_)) | Err(_) => return Err("PID 1 of the container died early".into()),
-        }
-        fds.push(sys::pidfd_open(init).call("pidfd_open").map_err(text)?);
-        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        self.tell(&FromBuilder::Made { slot, init: init.as_raw() }, &borrowed).map_err(text)
     }
 
     fn hand_proc(&self, pids: &OwnedFd, socket: &OwnedFd) -> SysResult<()> {
@@ -474,7 +529,10 @@ fn new_namespaces() -> u64 {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWCGROUP;
-    namespaces.bits() as u64
+    let namespaces = namespaces.bits() as u64;
+    #[cfg(feature = "weaken")]
+    let namespaces = namespaces & !crate::weaken::missing_namespaces();
+    namespaces
 }
 
 /// For a child that is about to exit: the only one who can still tell why it failed.

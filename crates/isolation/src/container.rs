@@ -216,15 +216,19 @@ impl Inner {
     }
 
     fn lay(&self, number: u64, pair: Pair) -> SysResult<(Ground, OwnedFd)> {
-        let ground = self.host.ground(number, Within::Host)?;
+        let ground = self.host.ground(number, Within::Host, false)?;
         let ordered = || {
             let ContainerSpec { hostname, tmp_bytes, limits } = &self.spec;
             ground.group.limit(&self.host.hierarchy, limits)?;
             let (ours, theirs) = builder::pair()?;
             let memory_by_kernel = self.host.has_controller("memory");
             let runner = Runner { role: Role::Instance, limits: *limits, memory_by_kernel };
-            let spec =
-                SlotSpec { hostname: hostname.clone(), tmp_bytes: *tmp_bytes, nesting: Nesting::Forbidden };
+            let spec = SlotSpec {
+                hostname: hostname.clone(),
+                tmp_bytes: *tmp_bytes,
+                var: false,
+                nesting: Nesting::Forbidden,
+            };
             let map = pair.map(self.host.ids.block(0));
             self.host.build(&ground, map, None, (spec, Payload::Runner(runner), &[theirs.as_fd()]))?;
             Ok(ours)

@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, sethostname, setresgid
 
 use crate::error::{Context, SysResult};
 use crate::landlock;
-use crate::plan::Step;
+use crate::plan::{self, Step};
 use crate::seccomp;
 use crate::sys;
 
@@ -32,7 +32,11 @@ pub(crate) struct Outside<'a> {
 
 /// Performs `steps`; stops at the first that fails.
 pub(crate) fn perform(steps: &[Step], outside: &Outside<'_>) -> SysResult<()> {
-    steps.iter().try_for_each(|step| perform_one(step, outside))
+    #[cfg(feature = "weaken")]
+    let steps = steps.iter().filter(|step| !crate::weaken::skips(&step.to_string()));
+    #[cfg(not(feature = "weaken"))]
+    let steps = steps.iter();
+    steps.into_iter().try_for_each(|step| perform_one(step, outside))
 }
 
 const NONE: Option<&str> = None;
@@ -74,7 +78,8 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
         }
         Step::BecomeRoot => set_ids(0),
         Step::AttachProc => attach(outside.proc_mount.as_ref().map(AsFd::as_fd), "/proc"),
-        Step::Mask { path } => mask(path),
+        Step::Mask { path } => cover("/dev/null", path),
+        Step::MaskDirectory { path } => cover(plan::EMPTY, path),
         Step::Devpts => {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
             let options = "newinstance,ptmxmode=0666,mode=0620";
@@ -118,7 +123,7 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
         }
         Step::Landlock => landlock::enter(),
         Step::Undumpable => sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).call("prctl PR_SET_DUMPABLE"),
-        Step::Seccomp { role } => sys::install_filter(&seccomp::filter(*role)),
+        Step::Seccomp { role } => sys::install_filter(seccomp::filter(*role)),
     }
 }
 
@@ -148,13 +153,10 @@ pub(crate) fn detached(dir: BorrowedFd<'_>, path: &Path, attributes: u64) -> Sys
     Ok(tree)
 }
 
-fn mask(path: &Path) -> SysResult<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if metadata.is_dir() {
-        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let options = "size=0,nr_inodes=2,mode=555";
-        mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options)).call_on("mount tmpfs", path)
-    } else {
-        mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE).call_on("mount", path)
+/// What the kernel does not have need not be covered.
+fn cover(with: &str, path: &Path) -> SysResult<()> {
+    match mount(Some(with), path, NONE, MsFlags::MS_BIND, NONE) {
+        Err(Errno::ENOENT) => Ok(()),
+        covered => covered.call_on("mount", path),
     }
 }

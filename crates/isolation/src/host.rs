@@ -72,7 +72,8 @@ pub(crate) struct Ground {
     pub(crate) group: Group,
     /// What a zygote's own group and those of its slots are in.
     pub(crate) family: Option<Group>,
-    pub(crate) var: PathBuf,
+    /// The mount through which it gets files.
+    pub(crate) var: Option<PathBuf>,
 }
 
 /// Where the cgroup of a container is made.
@@ -138,10 +139,10 @@ impl Host {
         self.builder.event()
     }
 
-    /// Makes the cgroup and the `/var` of container `number`; both or none.
-    pub(crate) fn ground(&self, number: u64, within: Within<'_>) -> SysResult<Ground> {
+    /// Makes the cgroup of container `number`, and its `/var` if it shall have one; all or nothing.
+    pub(crate) fn ground(&self, number: u64, within: Within<'_>, var: bool) -> SysResult<Ground> {
         let name = number.to_string();
-        let var = self.work.join("slots").join(&name);
+        let var = var.then(|| self.work.join("slots").join(&name));
         let (group, family) = match within {
             Within::Host => (self.hierarchy.create(&name)?, None),
             Within::NewFamily => {
@@ -151,7 +152,7 @@ impl Host {
             Within::Family(family, _) => (family.create(&name)?, None),
         };
         let ground = Ground { number, group, family, var };
-        let made = make_var(&ground.var).and_then(|()| match within {
+        let made = ground.var.as_deref().map_or(Ok(()), make_var).and_then(|()| match within {
             Within::Family(_, uid) => ground.group.let_join(uid),
             _ => Ok(()),
         });
@@ -180,11 +181,10 @@ impl Host {
         what: (SlotSpec, Payload, &[BorrowedFd<'_>]),
     ) -> SysResult<()> {
         let group = ground.group.directory()?;
-        let var = detached(nix::fcntl::AT_FDCWD, &ground.var, READ_ONLY)?;
-        sys::set_mount_attributes(var.as_fd(), 0, MsFlags::MS_SLAVE.bits())
-            .call_on("mount_setattr", &ground.var)?;
+        let var = ground.var.as_deref().map(slave).transpose()?;
         let (spec, payload, payload_fds) = what;
-        let mut fds = vec![group.as_fd(), var.as_fd()];
+        let mut fds = vec![group.as_fd()];
+        fds.extend(var.as_ref().map(AsFd::as_fd));
         let family = ground.family.as_ref().map(Group::directory).transpose()?;
         let kin = match (&parent, &family) {
             (Some(parent), _) => {
@@ -218,14 +218,14 @@ impl Host {
         let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY;
         let directory = sys::open_beneath(dir, path, flags)?;
         let tree = detached(directory.as_fd(), Path::new(""), READ_ONLY)?;
-        let target = ground.var.join(place);
+        let target = place_of(ground, place)?;
         sys::attach_mount(tree.as_fd(), &target).call_on("move_mount", &target)
     }
 
     /// Makes the view `id` appear in the container at `/var/packages`.
     pub(crate) fn show_view(&self, ground: &Ground, id: &str) -> SysResult<()> {
         let tree = detached(nix::fcntl::AT_FDCWD, &self.view(id), READ_ONLY)?;
-        let target = ground.var.join("packages");
+        let target = place_of(ground, "packages")?;
         sys::attach_mount(tree.as_fd(), &target).call_on("move_mount", &target)
     }
 
@@ -270,15 +270,7 @@ impl Host {
                 return Ok(false);
             }
         }
-        match umount2(&ground.var, MntFlags::MNT_DETACH) {
-            // Not mounted, or not even there: its making had come no further.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            failed => failed.call_on("umount2", &ground.var)?,
-        }
-        match fs::remove_dir_all(&ground.var) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-            removed => removed.call_on("rmdir", &ground.var).map(|()| true),
-        }
+        ground.var.as_deref().map_or(Ok(()), remove_var).map(|()| true)
     }
 
     /// Ends the builder, with it every container, and removes the parent cgroup.
@@ -308,6 +300,35 @@ fn make_var(var: &Path) -> SysResult<()> {
     let none: Option<&str> = None;
     mount(Some(var), var, none, MsFlags::MS_BIND, none).call_on("mount", var)?;
     mount(none, var, none, MsFlags::MS_SHARED, none).call_on("mount", var)
+}
+
+fn remove_var(var: &Path) -> SysResult<()> {
+    match umount2(var, MntFlags::MNT_DETACH) {
+        // Not mounted, or not even there: its making had come no further.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        failed => failed.call_on("umount2", var)?,
+    }
+    match fs::remove_dir_all(var) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.call_on("rmdir", var),
+    }
+}
+
+/// A copy for the container, where what is mounted on `var` from now on appears.
+fn slave(var: &Path) -> SysResult<OwnedFd> {
+    let copy = detached(nix::fcntl::AT_FDCWD, var, READ_ONLY)?;
+    sys::set_mount_attributes(copy.as_fd(), 0, MsFlags::MS_SLAVE.bits()).call_on("mount_setattr", var)?;
+    Ok(copy)
+}
+
+/// Where the container's `/var` is filled.
+fn place_of(ground: &Ground, place: &str) -> SysResult<PathBuf> {
+    ground
+        .var
+        .as_ref()
+        .map(|var| var.join(place))
+        .ok_or(Errno::ENOENT)
+        .call("show files in a container without /var")
 }
 
 fn ignore(error: SyscallError, errno: Errno) -> SysResult<()> {

@@ -112,7 +112,7 @@ pub(crate) enum FromInit {
 pub(crate) struct Birth<'a> {
     pub(crate) builder: OwnedFd,
     pub(crate) host_proc: BorrowedFd<'a>,
-    pub(crate) var_mount: BorrowedFd<'a>,
+    pub(crate) var_mount: Option<BorrowedFd<'a>>,
     pub(crate) spec: &'a SlotSpec,
     pub(crate) payload: &'a Payload,
     /// Become the payload's descriptors 0, 1, 2 and so on.
@@ -155,7 +155,7 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     signals.add(Signal::SIGCHLD);
     signals.thread_set_mask().call("sigprocmask")?;
     let outside =
-        Outside { host_proc: Some(birth.host_proc), proc_mount: fds.pop(), var_mount: Some(birth.var_mount) };
+        Outside { host_proc: Some(birth.host_proc), proc_mount: fds.pop(), var_mount: birth.var_mount };
     perform(&plan::slot(birth.spec), &outside)?;
     drop(outside);
     match birth.payload {

@@ -44,6 +44,8 @@ mod host;
 mod init;
 pub mod landlock;
 mod verify;
+#[cfg(feature = "weaken")]
+pub mod weaken;
 
 pub mod launcher;
 pub mod process;

@@ -59,8 +59,12 @@ pub enum Step {
     BecomeRoot,
     /// The proc file system of the new PID namespace, which the builder's side mounted and passed.
     AttachProc,
-    /// Covers a file or a directory with nothing, if it is there.
+    /// Covers a file with `/dev/null`, if it is there.
     Mask {
+        path: PathBuf,
+    },
+    /// Covers a directory with the empty one of the template, if it is there.
+    MaskDirectory {
         path: PathBuf,
     },
     Devpts,
@@ -131,6 +135,7 @@ impl fmt::Display for Step {
             Self::BecomeRoot => write!(f, "setgroups [], setresgid 0, setresuid 0"),
             Self::AttachProc => write!(f, "attach /proc of the new pid namespace, ro nosuid nodev noexec"),
             Self::Mask { path } => write!(f, "mask {}", path.display()),
+            Self::MaskDirectory { path } => write!(f, "mask {}, a directory", path.display()),
             Self::Devpts => write!(f, "mount devpts /dev/pts, a new instance, nosuid noexec"),
             Self::AttachVar => write!(f, "attach the slot's mount at /var as a slave"),
             Self::CoverRoot => write!(f, "mount an empty tmpfs over /"),
@@ -217,7 +222,7 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
             flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
         },
     ];
-    for name in ["dev", "dev/pts", "dev/shm", "etc", "proc", "sock", "tmp", "var"] {
+    for name in ["dev", "dev/pts", "dev/shm", "etc", "proc", "sock", "sock/empty", "tmp", "var"] {
         steps.push(directory(name));
     }
     for name in &spec.base.directories {
@@ -276,6 +281,8 @@ pub struct SlotSpec {
     pub hostname: String,
     /// Size of `/tmp`, bytes.
     pub tmp_bytes: u64,
+    /// Whether files can be shown in it later, at `/var`, `/packages` and `/opt`.
+    pub var: bool,
     /// Whether user namespaces may be made beneath this one.
     pub nesting: Nesting,
 }
@@ -296,31 +303,38 @@ const SHM_BYTES: u64 = 64 << 20;
 
 /// Files of proc that tell about the machine or act on it. Most belong to the host's root and could be neither read nor
 /// written anyway: the mask makes that independent of the kernel's choice of modes.
-const MASKED: [&str; 18] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/bus",
+const MASKED: [&str; 10] = [
     "/proc/config.gz",
-    "/proc/driver",
-    "/proc/fs",
     "/proc/interrupts",
-    "/proc/irq",
     "/proc/kallsyms",
     "/proc/kcore",
     "/proc/key-users",
     "/proc/keys",
     "/proc/kmsg",
     "/proc/modules",
-    "/proc/scsi",
     "/proc/sysrq-trigger",
-    "/proc/sysvipc",
     "/proc/timer_list",
 ];
+
+const MASKED_DIRECTORIES: [&str; 8] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/bus",
+    "/proc/driver",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/scsi",
+    "/proc/sysvipc",
+];
+
+/// The template's empty directory.
+pub(crate) const EMPTY: &str = "/sock/empty";
 
 /// The plan of one container, performed by its PID 1.
 pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     let scratch = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let mut steps = vec![Step::BecomeRoot, Step::AttachProc];
+    steps.extend(MASKED_DIRECTORIES.map(|path| Step::MaskDirectory { path: path.into() }));
     steps.extend(MASKED.map(|path| Step::Mask { path: path.into() }));
     steps.extend([
         Step::Tmpfs {
@@ -338,10 +352,12 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
             flags: scratch | MsFlags::MS_NOEXEC,
         },
         Step::Devpts,
-        Step::AttachVar,
         Step::LoopbackUp,
         Step::Hostname { name: spec.hostname.clone() },
     ]);
+    if spec.var {
+        steps.push(Step::AttachVar);
+    }
     if spec.nesting == Nesting::Slots {
         steps.push(Step::CoverRoot);
     } else {
@@ -356,18 +372,14 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
         ];
         steps.extend(NAMESPACES.map(|name| Step::Sysctl { name, value: 0 }));
     }
+    // Once for all that is started in it: it is inherited, and matters to an exec only.
+    steps.push(Step::DropBoundingSet);
     steps
 }
 
 /// How PID 1 drops everything once its container is made.
 pub fn init() -> Vec<Step> {
-    vec![
-        Step::DropBoundingSet,
-        Step::NoCapabilities,
-        Step::NoNewPrivileges,
-        Step::Undumpable,
-        Step::Seccomp { role: Role::Init },
-    ]
+    vec![Step::NoCapabilities, Step::NoNewPrivileges, Step::Undumpable, Step::Seccomp { role: Role::Init }]
 }
 
 /// The resource limits of a container's processes: `(name, number, value)`. `memory_by_kernel` says whether a memory
@@ -398,10 +410,8 @@ pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: 
     steps.extend(limits.into_iter().map(|(resource, number, value)| Step::Limit { resource, number, value }));
     match role {
         // It stays the root of its user namespace, by number only: the slots that it enters are owned by that number.
-        Role::Zygote => steps.extend([Step::NoRoot, Step::DropBoundingSet, Step::NoCapabilities]),
-        Role::Instance | Role::Init => {
-            steps.extend([Step::DropBoundingSet, Step::SetIds { id: INSIDE }, Step::NoCapabilities])
-        }
+        Role::Zygote => steps.extend([Step::NoRoot, Step::NoCapabilities]),
+        Role::Instance | Role::Init => steps.extend([Step::SetIds { id: INSIDE }, Step::NoCapabilities]),
     }
     steps.extend([Step::NoNewPrivileges, Step::Landlock, Step::Seccomp { role }]);
     steps
@@ -434,8 +444,12 @@ mod tests {
 
     #[test]
     fn plan_of_a_slot() {
-        let mut spec =
-            SlotSpec { hostname: "sock".into(), tmp_bytes: 512 << 20, nesting: Nesting::Forbidden };
+        let mut spec = SlotSpec {
+            hostname: "sock".into(),
+            tmp_bytes: 512 << 20,
+            var: true,
+            nesting: Nesting::Forbidden,
+        };
         insta::assert_snapshot!("slot", lines(&slot(&spec)));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));

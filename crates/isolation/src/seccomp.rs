@@ -21,6 +21,7 @@
 //! * personality other than Linux's own: switches off address space randomisation.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use crate::bpf::{Program, Test, Verdict, compile};
 
@@ -164,9 +165,13 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     table
 }
 
-/// The compiled filter of `role`.
-pub fn filter(role: Role) -> Program {
-    compile(AUDIT_ARCH, &table(role), Verdict::Errno(libc::ENOSYS as u16))
+/// The compiled filter of `role`; compiled once, in the slot builder, for all containers.
+pub fn filter(role: Role) -> &'static Program {
+    static FILTERS: LazyLock<[Program; 3]> = LazyLock::new(|| {
+        let compiled = |role| compile(AUDIT_ARCH, &table(role), Verdict::Errno(libc::ENOSYS as u16));
+        [Role::Instance, Role::Zygote, Role::Init].map(compiled)
+    });
+    &FILTERS[role as usize]
 }
 
 #[cfg(test)]

@@ -334,7 +334,7 @@ impl Server {
     }
 
     fn spec(&self, nesting: Nesting) -> SlotSpec {
-        SlotSpec { hostname: "sock".into(), tmp_bytes: self.options.tmp_bytes, nesting }
+        SlotSpec { hostname: "sock".into(), tmp_bytes: self.options.tmp_bytes, var: true, nesting }
     }
 
     fn instance(&mut self, instance: InstanceId) -> Result<&mut Instance, String> {

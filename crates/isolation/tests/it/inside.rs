@@ -56,7 +56,7 @@ print(sorted(p for p in os.listdir('/proc') if p.isdigit()) == ['1', str(os.getp
 print([os.path.exists(p) for p in ('/etc/shadow', '/root', '/home', '/sys')])
 print([l.split(':')[0].strip() for l in open('/proc/net/dev')][2:])
 print(open('/proc/self/cgroup').read().splitlines()[-1])
-print(socket.gethostname(), os.listdir('/var/task'))
+print(socket.gethostname(), os.listdir('/var'))
 print(len(open('/proc/kallsyms').read()), len(open('/proc/keys').read()))
 ";
     python(code, "True\n[False, False, False, False]\n['lo']\n0::/\ntest []\n0 0")

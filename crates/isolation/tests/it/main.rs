@@ -3,6 +3,7 @@
 //! A harness of its own, because a container can only be started from a process with one thread. Tests run one after the
 //! other on the main thread, each on a host of its own.
 
+mod escape;
 mod inside;
 mod launcher;
 mod lifecycle;
@@ -17,6 +18,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let tests = [lifecycle::TESTS, inside::TESTS, launcher::TESTS].concat();
-    let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
+    let mut trials: Vec<Trial> = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
+    trials.extend(escape::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }

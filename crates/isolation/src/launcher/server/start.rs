@@ -42,7 +42,8 @@ impl Server {
         furnish: impl FnOnce(&Self, &Ground) -> Result<T, String>,
     ) -> Result<(Ground, T), String> {
         let number = self.number();
-        let ground = self.host.ground(number, within).map_err(text).inspect_err(|_| self.give_back(ids))?;
+        let ground =
+            self.host.ground(number, within, true).map_err(text).inspect_err(|_| self.give_back(ids))?;
         match furnish(self, &ground) {
             Ok(furnished) => Ok((ground, furnished)),
             Err(error) => {

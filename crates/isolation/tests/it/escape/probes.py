@@ -1,0 +1,513 @@
+"""Ways out of a container, each a function that tries one. Plain Python, so that it also runs as a function of the platform.
+
+What a probe returns is told: "made" where it got through, the name of the error where it was refused. An OSError is its errno.
+What of the host it is to reach comes in by the environment: a port (PORT), an abstract socket (ABSTRACT), a System V key (KEY).
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import pty
+import resource
+import signal
+import socket
+import struct
+import sys
+import termios
+
+libc = ctypes.CDLL(None, use_errno=True)
+NEWNS, NEWUSER, NEWNET, NEWPID = 0x20000, 0x10000000, 0x40000000, 0x20000000
+MACHINE = os.uname().machine
+# By number, so that no check of a library's comes first.
+NUMBERS = {
+    "ptrace": 101, "pivot_root": 155, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170, "init_module": 175,
+    "reboot": 169, "clock_settime": 227, "kexec_load": 246, "add_key": 248, "keyctl": 250, "mknodat": 259, "unshare": 272,
+    "perf_event_open": 298, "open_by_handle_at": 304, "name_to_handle_at": 303, "setns": 308, "process_vm_readv": 310,
+    "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "open_tree": 428, "fsopen": 430, "clone": 56, "clone3": 435,
+    "personality": 135, "setuid": 105, "pidfd_open": 434, "pidfd_getfd": 438, "mq_open": 240, "swapon": 167,
+    "acct": 163, "syslog": 103, "quotactl": 179, "settimeofday": 164, "fanotify_init": 300, "move_mount": 429,
+    "mount_setattr": 442, "lookup_dcookie": 212, "iopl": 172, "modify_ldt": 154,
+}
+
+
+def call(name, *arguments):
+    result = libc.syscall(ctypes.c_long(NUMBERS[name]), *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+
+
+def reads(path):
+    with open(path, "rb") as file:
+        file.read(1)
+
+
+def writes(path):
+    if os.path.exists(path) and os.stat(path).st_rdev == os.makedev(1, 3):
+        return "masked"
+    with open(path, "r+b", buffering=0) as file:
+        file.write(b"0\n")
+
+
+# The root.
+
+def chroot():
+    os.makedirs("/tmp/root", exist_ok=True)
+    call("chroot", b"/tmp/root")
+
+def chroot_twice():
+    """The classic: a root below the working directory, and up from there."""
+    os.makedirs("/tmp/a/b", exist_ok=True)
+    os.chdir("/tmp/a")
+    call("chroot", b"/tmp/a/b")
+    for _ in range(64):
+        os.chdir("..")
+    call("chroot", b".")
+
+def pivot_root():
+    os.makedirs("/tmp/new", exist_ok=True)
+    call("mount", b"none", b"/tmp/new", b"tmpfs", 0, None)
+    os.mkdir("/tmp/new/old")
+    call("pivot_root", b"/tmp/new", b"/tmp/new/old")
+
+def root_of_init():
+    reads("/proc/1/root/etc/hostname")
+
+def working_directory_of_init():
+    os.listdir("/proc/1/cwd")
+
+def descriptors_of_init():
+    os.listdir("/proc/1/fd")
+
+def memory_of_init():
+    reads("/proc/1/mem")
+
+def environment_of_init():
+    reads("/proc/1/environ")
+
+def file_of_the_host():
+    reads("/etc/shadow")
+
+def home_of_root():
+    os.listdir("/root")
+
+def writable_usr():
+    open("/usr/escape", "w").close()
+
+def writable_root():
+    open("/escape", "w").close()
+
+def writable_etc():
+    open("/etc/passwd", "a").close()
+
+def own_program():
+    """runc's CVE-2019-5736."""
+    open("/proc/self/exe", "r+b").close()
+
+def library_of_the_host():
+    open(os.path.realpath("/usr/lib/os-release"), "r+b").close()
+
+def set_user_id_programs():
+    """None of them takes effect: by the mounts, and by no_new_privs."""
+    return "ineffective" if os.statvfs("/usr").f_flag & os.ST_NOSUID and libc.prctl(39, 0, 0, 0, 0) == 1 else "made"
+
+
+# Mounts.
+
+def mount():
+    call("mount", b"none", b"/tmp", b"tmpfs", 0, None)
+
+def mount_proc():
+    call("mount", b"proc", b"/tmp", b"proc", 0, None)
+
+def mount_sys():
+    call("mount", b"sysfs", b"/tmp", b"sysfs", 0, None)
+
+def mount_cgroup():
+    call("mount", b"none", b"/tmp", b"cgroup2", 0, None)
+
+def unmask_proc():
+    call("umount2", b"/proc/keys", 2)
+
+def unmount_proc():
+    call("umount2", b"/proc", 2)
+
+def remount_writable():
+    call("mount", None, b"/", None, 0x20 | 0x1000, None)
+
+def open_tree():
+    call("open_tree", -100, b"/", 1)
+
+def new_mount_interface():
+    call("fsopen", b"tmpfs", 0)
+
+def move_mount():
+    call("move_mount", -100, b"/tmp", -100, b"/usr", 0)
+
+def mount_attributes():
+    call("mount_setattr", -100, b"/", 0, struct.pack("QQQQ", 0, 1, 0, 0), 32)
+
+def file_handles():
+    handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
+    call("name_to_handle_at", -100, b"/usr", handle, ctypes.byref(ctypes.c_int()), 0)
+    call("open_by_handle_at", os.open("/usr", os.O_RDONLY), handle, os.O_RDONLY)
+
+def make_device():
+    call("mknodat", -100, b"/tmp/disk", 0o60666, os.makedev(254, 0))
+
+def make_null():
+    call("mknodat", -100, b"/tmp/null", 0o20666, os.makedev(1, 3))
+
+def disk():
+    found = [name for name in os.listdir("/dev") if name not in (
+        "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero")]
+    return "made" if found else "ENOENT"
+
+def memory_device():
+    reads("/dev/mem")
+
+def kernel_memory():
+    return writes("/proc/kcore")
+
+def kernel_symbols():
+    with open("/proc/kallsyms") as file:
+        return "made" if file.read(1) else "masked"
+
+def sysfs():
+    os.listdir("/sys")
+
+
+# What the kernel is told through /proc.
+
+def core_pattern():
+    return writes("/proc/sys/kernel/core_pattern")
+
+def host_name_file():
+    return writes("/proc/sys/kernel/hostname")
+
+def module_loader():
+    return writes("/proc/sys/kernel/modprobe")
+
+def overcommit():
+    return writes("/proc/sys/vm/overcommit_memory")
+
+def sysrq():
+    return writes("/proc/sysrq-trigger")
+
+def oom_score_of_init():
+    return writes("/proc/1/oom_score_adj")
+
+def namespaces_allowed():
+    return writes("/proc/sys/user/max_user_namespaces")
+
+def interrupts():
+    os.listdir("/proc/irq/0")
+
+def keys_of_others():
+    with open("/proc/keys") as file:
+        return "made" if file.read(1) else "masked"
+
+
+# Namespaces.
+
+def user_namespace():
+    call("unshare", NEWUSER)
+
+def mount_namespace():
+    call("unshare", NEWNS)
+
+def network_namespace():
+    call("unshare", NEWNET)
+
+def user_namespace_by_clone():
+    if call("clone", NEWUSER | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+        os._exit(0)
+
+def user_namespace_by_clone3():
+    arguments = (ctypes.c_uint64 * 11)(NEWUSER, 0, 0, 0, signal.SIGCHLD)
+    if call("clone3", ctypes.byref(arguments), 88) == 0:
+        os._exit(0)
+
+def namespace_of_init():
+    call("setns", call("pidfd_open", 1, 0), NEWNS)
+
+def network_of_init():
+    call("setns", os.open("/proc/1/ns/net", os.O_RDONLY), NEWNET)
+
+
+# Other processes.
+
+def others_seen():
+    found = {int(pid) for pid in os.listdir("/proc") if pid.isdigit()} - {1, os.getpid(), os.getppid()}
+    return "made" if found else "ESRCH"
+
+def kill_outside():
+    for pid in range(1, 1 << 15):
+        if pid not in (1, os.getpid(), os.getppid()):
+            try:
+                os.kill(pid, 0)
+                return "made"
+            except OSError as error:
+                if error.errno != errno.ESRCH:
+                    raise
+    return "ESRCH"
+
+def kill_init():
+    os.kill(1, signal.SIGKILL)
+
+def kill_all():
+    """-1 is everybody: whom it reaches is of the container."""
+    os.kill(-1, 0)
+    return "ESRCH" if others_seen() == "ESRCH" else "made"
+
+def ptrace():
+    call("ptrace", 16, 1, 0, 0)
+
+def ptrace_me():
+    call("ptrace", 0, 0, 0, 0)
+
+def read_memory():
+    call("process_vm_readv", 1, 0, 0, 0, 0, 0)
+
+def steal_descriptor():
+    call("pidfd_getfd", call("pidfd_open", 1, 0), 0, 0)
+
+def priority():
+    os.setpriority(os.PRIO_PROCESS, 0, -5)
+
+def inherited_descriptors():
+    own = {int(fd) for fd in os.listdir("/proc/self/fd")}
+    # The listing's own, and an instance's socket.
+    return "made" if {fd for fd in own if fd > 4} else "none"
+
+
+# The kernel's large doors.
+
+def keyring():
+    call("keyctl", 0, -3, 1)
+
+def add_key():
+    call("add_key", b"user", b"escape", b"x", 1, -2)
+
+def bpf():
+    call("bpf", 0, ctypes.create_string_buffer(struct.pack("IIII", 2, 4, 8, 1) + bytes(56)), 72)
+
+def perf():
+    attributes = ctypes.create_string_buffer(struct.pack("IIQ", 1, 112, 0) + bytes(24) + struct.pack("Q", 0x60) + bytes(64))
+    call("perf_event_open", attributes, 0, -1, -1, 0)
+
+def userfaultfd():
+    call("userfaultfd", 1)
+
+def io_uring():
+    call("io_uring_setup", 1, ctypes.create_string_buffer(120))
+
+def kexec():
+    call("kexec_load", 0, 0, 0, 0)
+
+def load_module():
+    call("init_module", b"", 0, b"")
+
+def reboot():
+    call("reboot", 0xfee1dead - (1 << 32), 672274793, 0x89abcdef - (1 << 32), 0)
+
+def swap():
+    call("swapon", b"/tmp/swap", 0)
+
+def accounting():
+    call("acct", None)
+
+def kernel_log():
+    call("syslog", 3, ctypes.create_string_buffer(64), 64)
+
+def watch_everything():
+    call("fanotify_init", 0, 0)
+
+def clock():
+    call("clock_settime", 0, struct.pack("qq", 0, 0))
+
+def host_name():
+    call("sethostname", b"escape", 6)
+
+def no_randomisation():
+    call("personality", 0x40000)
+
+def old_segments():
+    call("modify_ldt", 0, ctypes.create_string_buffer(16), 16)
+
+def io_ports():
+    call("iopl", 3)
+
+def become_root():
+    call("setuid", 0)
+
+def old_system_calls():
+    """By the numbers of x32: a filter that forgets them is none."""
+    result = libc.syscall(ctypes.c_long(0x40000000 + 39))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "x32")
+
+def type_into_the_terminal():
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSTI, b"x")
+
+def core_dumps():
+    resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
+
+
+# The network.
+
+def raw_socket():
+    socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
+
+def packet_socket():
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+
+def netlink_socket():
+    socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+
+def vsock():
+    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+
+def crypto_socket():
+    socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
+
+def loopback_of_the_host():
+    socket.create_connection(("127.0.0.1", int(os.environ["PORT"])), 2)
+
+def abroad():
+    socket.create_connection(("192.0.2.1", 9), 2)
+
+def abstract_socket_of_the_host():
+    end = socket.socket(socket.AF_UNIX)
+    end.connect(b"\0" + os.environ["ABSTRACT"].encode())
+
+
+# Shared things.
+
+def shared_memory_of_the_host():
+    if libc.shmget(int(os.environ["KEY"]), 0, 0o600) < 0:
+        raise OSError(ctypes.get_errno(), "shmget")
+
+def message_queue():
+    call("mq_open", b"sock-escape", 0, 0, None)
+
+def cgroup():
+    return writes("/sys/fs/cgroup/cgroup.procs")
+
+def cgroup_path():
+    with open("/proc/self/cgroup") as file:
+        return "made" if any(line.strip().split(":")[2] != "/" for line in file if line.startswith("0:")) else "hidden"
+
+
+# Taking all that there is.
+
+def all_processes():
+    children = []
+    try:
+        for _ in range(100000):
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            children.append(pid)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+def all_descriptors():
+    kept = []
+    for _ in range(1 << 20):
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+
+def all_sockets():
+    kept = []
+    for _ in range(1 << 20):
+        kept.append(socket.socket(socket.AF_UNIX))
+
+def all_of_tmp():
+    with open("/tmp/fill", "wb", buffering=0) as file:
+        try:
+            for _ in range(1 << 14):
+                file.write(bytes(1 << 20))
+        finally:
+            os.unlink("/tmp/fill")
+
+def all_inodes():
+    os.mkdir("/tmp/many")
+    try:
+        for number in range(1 << 20):
+            os.mkdir("/tmp/many/%d" % number)
+    finally:
+        for name in os.listdir("/tmp/many"):
+            os.rmdir("/tmp/many/" + name)
+        os.rmdir("/tmp/many")
+
+def all_watches():
+    kept = []
+    for _ in range(1 << 20):
+        fd = libc.inotify_init1(0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+        kept.append(fd)
+
+def all_locked_memory():
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    if libc.mlock(libc.mmap(None, 8 << 20, 3, 0x22, -1, 0), 8 << 20) < 0:
+        raise OSError(ctypes.get_errno(), "mlock")
+
+
+PROBES = {name: thing for name, thing in list(globals().items())
+          if callable(thing) and getattr(thing, "__module__", "") == __name__ and name not in ("call", "reads", "writes")}
+
+
+def outcome(probe):
+    try:
+        return probe() or "made"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error.errno))
+    except ValueError:
+        # What setrlimit() says for EPERM.
+        return "EPERM"
+
+
+def attempt(name):
+    """In a process of its own: what it opened and became is gone with it, and so is one that does not end."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        signal.alarm(60)
+        text = "failed"
+        try:
+            text = outcome(PROBES[name])
+        except BaseException as error:
+            text = repr(error)
+        finally:
+            try:
+                os.write(write, text.encode())
+            finally:
+                os._exit(0)
+    os.close(write)
+    text = b""
+    while True:
+        piece = os.read(read, 4096)
+        if not piece:
+            break
+        text += piece
+    os.close(read)
+    status = os.waitpid(pid, 0)[1]
+    return text.decode() or "signal %d" % (status & 0x7f)
+
+
+def handler(event, context):
+    os.environ.update(event["environment"])
+    return {name: attempt(name) for name in event.get("probes") or PROBES}
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: attempt(name) for name in sys.argv[1:] or PROBES}))
