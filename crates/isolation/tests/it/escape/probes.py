@@ -18,6 +18,7 @@ import sys
 import termios
 
 libc = ctypes.CDLL(None, use_errno=True)
+report = None
 NEWNS, NEWUSER, NEWNET, NEWPID = 0x20000, 0x10000000, 0x40000000, 0x20000000
 MACHINE = os.uname().machine
 # By number, so that no check of a library's comes first.
@@ -278,9 +279,10 @@ def priority():
     os.setpriority(os.PRIO_PROCESS, 0, -5)
 
 def inherited_descriptors():
-    own = {int(fd) for fd in os.listdir("/proc/self/fd")}
-    # The listing's own, and an instance's socket.
-    return "made" if {fd for fd in own if fd > 4} else "none"
+    """Besides the three, an instance's socket, and what tells the outcome."""
+    listed = {int(fd) for fd in os.listdir("/proc/self/fd")} - {0, 1, 2, 3, report}
+    # The listing's own is closed by now.
+    return "made" if [fd for fd in listed if os.path.exists("/proc/self/fd/%d" % fd)] else "none"
 
 
 # The kernel's large doors.
@@ -477,7 +479,9 @@ def outcome(probe):
 
 def attempt(name):
     """In a process of its own: what it opened and became is gone with it, and so is one that does not end."""
+    global report
     read, write = os.pipe()
+    report = write
     pid = os.fork()
     if pid == 0:
         os.close(read)
