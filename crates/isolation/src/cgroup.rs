@@ -26,6 +26,8 @@ pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 pub struct Hierarchy {
     root: PathBuf,
     controllers: Vec<String>,
+    /// Whole disks, as "major:minor".
+    disks: Vec<String>,
 }
 
 /// Where cgroup2 is mounted, and beneath which directory of it we may make groups.
@@ -109,7 +111,7 @@ impl Hierarchy {
                 controllers.push(name.clone());
             }
         }
-        Ok((Self { root, controllers }, removed))
+        Ok((Self { root, controllers, disks: disks(Path::new("/sys/block")) }, removed))
     }
 
     /// The controllers whose limits the kernel keeps for our groups.
@@ -148,16 +150,36 @@ pub struct Limits {
     pub processes: u32,
     /// Processor time, in thousandths of one processor.
     pub cpu_millis: u32,
+    /// Its part when processors are short, beside others' parts: 1 to 10,000.
+    #[serde(default = "even")]
+    pub cpu_weight: u32,
     /// Open files per process.
     pub files: u32,
+    /// Memory from which on it is slowed down and made to give pages back, bytes.
+    pub memory_high: Option<u64>,
+    /// Bytes a second that it may read from, and write to, each disk.
+    pub io_bytes: Option<u64>,
 }
 
 impl Default for Limits {
     /// 128 MiB, as a Lambda function has unless it asks for more; 512 processes and two processors are beyond what a
-    /// function needs and far below what hurts the machine; 1,024 files is what a function has there too.
+    /// function needs and far below what hurts the machine; 1,024 files is what a function has there too. Disks are not held
+    /// back unless somebody says so: a function writes to memory only, and reads what others have read before.
     fn default() -> Self {
-        Self { memory: 128 << 20, processes: 512, cpu_millis: 2000, files: 1024 }
+        Self {
+            memory: 128 << 20,
+            processes: 512,
+            cpu_millis: 2000,
+            cpu_weight: 100,
+            files: 1024,
+            memory_high: None,
+            io_bytes: None,
+        }
     }
+}
+
+fn even() -> u32 {
+    Limits::default().cpu_weight
 }
 
 /// One container's group.
@@ -173,6 +195,25 @@ pub struct Usage {
     pub oom_kills: u64,
     /// The most memory ever charged, bytes; 0 where the kernel does not tell.
     pub memory_peak: u64,
+}
+
+/// What a group has and uses. Where the kernel does not tell, a number is 0 and a pressure `None`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Memory that is charged to it, bytes.
+    pub memory: u64,
+    /// The most that ever was, bytes.
+    pub memory_peak: u64,
+    /// Processes that the kernel killed for want of memory.
+    pub oom_kills: u64,
+    /// Processes and threads.
+    pub processes: u64,
+    /// Processor time, microseconds.
+    pub cpu_micros: u64,
+    /// Whether every process stands still.
+    pub frozen: bool,
+    /// The share of the last ten seconds in which some process had to wait for a processor, for memory, for a disk.
+    pub pressure: [Option<f64>; 3],
 }
 
 impl Group {
@@ -215,6 +256,9 @@ impl Group {
         if hierarchy.has("memory") {
             write(&self.path.join("memory.max"), &limits.memory.to_string())?;
             write(&self.path.join("memory.oom.group"), "1")?;
+            if let Some(high) = limits.memory_high {
+                write(&self.path.join("memory.high"), &high.to_string())?;
+            }
             // A kernel without swap accounting has no such file, and then nothing to limit.
             let swap = self.path.join("memory.swap.max");
             if swap.exists() {
@@ -227,6 +271,52 @@ impl Group {
         if hierarchy.has("cpu") {
             let quota = u64::from(limits.cpu_millis) * PERIOD / 1000;
             write(&self.path.join("cpu.max"), &format!("{quota} {PERIOD}"))?;
+            write(&self.path.join("cpu.weight"), &limits.cpu_weight.to_string())?;
+        }
+        match limits.io_bytes {
+            Some(bytes) if hierarchy.has("io") => hierarchy.disks.iter().try_for_each(|disk| {
+                write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What it has and uses now.
+    pub fn stats(&self) -> Stats {
+        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let number = |file: &str| read(file).trim().parse().unwrap_or(0);
+        let field = |file: &str, name: &str| {
+            let text = read(file);
+            let value =
+                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
+            value.unwrap_or(0)
+        };
+        let Usage { oom_kills, memory_peak } = self.usage();
+        let counted = number("pids.current");
+        Stats {
+            memory: number("memory.current"),
+            memory_peak,
+            oom_kills,
+            processes: if counted > 0 { counted } else { self.processes().map_or(0, |all| all.len() as u64) },
+            cpu_micros: field("cpu.stat", "usage_usec"),
+            frozen: field("cgroup.events", "frozen") == 1,
+            pressure: ["cpu", "memory", "io"].map(|what| pressure(&read(&format!("{what}.pressure")))),
+        }
+    }
+
+    /// Stops every process where it is, or lets them go on; returns when they do. `cgroup.events` is read again and again:
+    /// the kernel holds a notification back for 10 ms, and this takes some microseconds.
+    pub fn freeze(&self, frozen: bool) -> SysResult<()> {
+        // A process in the kernel stops when it leaves it.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let events = self.path.join("cgroup.events");
+        write(&self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+        let (begin, wanted) = (Instant::now(), format!("frozen {}", u8::from(frozen)));
+        while !fs::read_to_string(&events).call_on("read", &events)?.lines().any(|line| line == wanted) {
+            if begin.elapsed() > PATIENCE {
+                return Err(Errno::ETIMEDOUT).call_on("freeze", &self.path);
+            }
+            std::thread::yield_now();
         }
         Ok(())
     }
@@ -291,6 +381,22 @@ impl Group {
     }
 }
 
+/// Those that something can be read from. sysfs(5)
+fn disks(block: &Path) -> Vec<String> {
+    let entries = fs::read_dir(block).into_iter().flatten().flatten();
+    let filled = entries.filter(|entry| {
+        fs::read_to_string(entry.path().join("size")).is_ok_and(|sectors| sectors.trim() != "0")
+    });
+    let numbers = filled.filter_map(|entry| fs::read_to_string(entry.path().join("dev")).ok());
+    numbers.map(|number| number.trim().to_owned()).collect()
+}
+
+/// The share of ten seconds in which some had to wait, out of a pressure file: the kernel's Documentation/accounting/psi.rst.
+fn pressure(text: &str) -> Option<f64> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some avg10="))?;
+    some.split(' ').next()?.parse::<f64>().ok().map(|percent| percent / 100.0)
+}
+
 fn write(path: &Path, value: &str) -> SysResult<()> {
     let mut file = OpenOptions::new().write(true).open(path).call_on("open", path)?;
     file.write_all(value.as_bytes()).call_on("write", path)
@@ -311,6 +417,13 @@ mod tests {
     #[test]
     fn a_read_only_mount_is_none() {
         assert_eq!(mount_point("41 31 0:38 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw\n"), None);
+    }
+
+    #[test]
+    fn pressures_are_read() {
+        let text = "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(pressure(text), Some(0.125));
+        assert_eq!(pressure(""), None);
     }
 
     #[test]

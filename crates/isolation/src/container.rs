@@ -11,12 +11,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 
 use crate::builder::{self, Event, Made};
-use crate::cgroup::{Limits, Usage};
+use crate::cgroup::{Limits, Stats};
 use crate::error::{Context, SysResult, SyscallError};
 use crate::host::{Ground, Host, Within};
 use crate::ids::{Pair, Pairs};
@@ -48,6 +50,27 @@ pub enum CreateError {
     /// All user ids are taken.
     #[error("no user ids are left for another container")]
     NoIds,
+}
+
+/// A container could not be taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum DestroyError {
+    /// A system call failed.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// It was killed, and is not gone: the kernel keeps processes of it (state D, most often for a disk).
+    #[error("the container was killed 10 s ago and is not gone; its processes: {}", .0.join(", "))]
+    Stuck(Vec<String>),
+}
+
+/// What a container gets to be gone after it was killed. Hundreds that end together take a second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Number, name and state of a process. proc_pid_status(5)
+fn describe(pid: Pid) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("?", str::trim);
+    format!("{pid} {} {}", field("Name:"), field("State:"))
 }
 
 /// What the containers of a workshop are.
@@ -135,7 +158,7 @@ impl Workshop {
     /// as are to be ready. Returns how many are.
     pub fn tend(&self) -> Result<usize, CreateError> {
         let mut inner = self.inner.borrow_mut();
-        while inner.has_event()? {
+        while inner.has_event(Duration::ZERO)? {
             inner.take_event()?;
         }
         inner.failure()?;
@@ -168,9 +191,13 @@ impl Workshop {
 }
 
 impl Inner {
-    fn has_event(&self) -> SysResult<bool> {
+    fn has_event(&self, patience: Duration) -> SysResult<bool> {
         let mut wanted = [PollFd::new(self.host.builder_socket(), PollFlags::POLLIN)];
-        poll(&mut wanted, PollTimeout::ZERO).map(|count| count > 0).call("poll")
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut wanted, timeout) {
+            Err(Errno::EINTR) => Ok(false),
+            ready => ready.map(|count| count > 0).call("poll"),
+        }
     }
 
     fn take_event(&mut self) -> SysResult<()> {
@@ -302,24 +329,19 @@ impl Container {
         }
     }
 
-    /// Stops every process where it is.
+    /// Stops every process where it is; returns when they stand still.
     pub fn pause(&self) -> SysResult<()> {
-        self.freeze("1")
+        self.slot()?.ground.group.freeze(true)
     }
 
     /// Lets them go on.
     pub fn resume(&self) -> SysResult<()> {
-        self.freeze("0")
+        self.slot()?.ground.group.freeze(false)
     }
 
-    fn freeze(&self, value: &str) -> SysResult<()> {
-        let path = self.slot()?.ground.group.path().join("cgroup.freeze");
-        fs::write(&path, value).call_on("write", &path)
-    }
-
-    /// What its memory controller counted.
-    pub fn stats(&self) -> SysResult<Usage> {
-        Ok(self.slot()?.ground.group.usage())
+    /// What it has and uses now.
+    pub fn stats(&self) -> SysResult<Stats> {
+        Ok(self.slot()?.ground.group.stats())
     }
 
     /// Ends every process in it; [`Container::wait`] then returns.
@@ -338,19 +360,31 @@ impl Container {
         self.inner.borrow_mut().wait(number)
     }
 
-    /// Ends it and takes away everything that it had.
-    pub fn destroy(mut self) -> SysResult<()> {
+    /// Ends it and takes away everything that it had. What the kernel does not let go of within 10 s is named; it is taken
+    /// away by a later [`Workshop::tend`], should it end.
+    pub fn destroy(mut self) -> Result<(), DestroyError> {
         let Some(slot) = self.slot.take() else { return Ok(()) };
-        let mut inner = self.inner.borrow_mut();
+        let (begin, mut inner) = (Instant::now(), self.inner.borrow_mut());
         if !inner.ended.contains_key(&slot.ground.number) {
             slot.kill()?;
-            inner.wait(slot.ground.number)?;
         }
-        while !inner.host.clear(&slot.ground)? {
-            slot.ground.group.wait_for_change()?;
+        loop {
+            if inner.ended.contains_key(&slot.ground.number) && inner.host.clear(&slot.ground)? {
+                inner.forget(&slot);
+                return Ok(());
+            }
+            let left = PATIENCE.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                let processes = slot.ground.group.processes()?.into_iter().map(describe).collect();
+                inner.leaving.push(slot);
+                return Err(DestroyError::Stuck(processes));
+            }
+            if inner.ended.contains_key(&slot.ground.number) {
+                slot.ground.group.wait_for_change()?;
+            } else if inner.has_event(left)? {
+                inner.take_event()?;
+            }
         }
-        inner.forget(&slot);
-        Ok(())
     }
 }
 

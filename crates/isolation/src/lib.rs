@@ -51,8 +51,8 @@ pub mod launcher;
 pub mod process;
 mod run;
 
-pub use cgroup::{Limits, Usage};
-pub use container::{Container, ContainerSpec, CreateError, Workshop};
+pub use cgroup::{Limits, Stats, Usage};
+pub use container::{Container, ContainerSpec, CreateError, DestroyError, Workshop};
 pub use error::{SysResult, SyscallError};
 pub use host::{Host, HostError, HostOptions};
 pub use ids::{BLOCK, IdClash, IdRange, IdRangeError, Pair};

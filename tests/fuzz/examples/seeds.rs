@@ -113,7 +113,7 @@ fn streams() -> Seeds {
 }
 
 fn requests() -> Seeds {
-    let limits = Limits { memory: 128 << 20, processes: 64, cpu_millis: 1000, files: 1024 };
+    let limits = Limits { processes: 64, cpu_millis: 1000, ..Limits::default() };
     let files = || Files {
         task: Some("code/ab".into()),
         opt: Some("layers/l".into()),

@@ -68,9 +68,12 @@ fn is_command(command: &Command, role: Role) -> bool {
 }
 
 fn are_limits(limits: &Limits) -> bool {
-    let &Limits { memory, processes, cpu_millis, files } = limits;
+    let &Limits { memory, processes, cpu_millis, cpu_weight, files, memory_high, io_bytes } = limits;
     matches!(memory, 0x10_0000..=0x2_8000_0000)
         && matches!(processes, 1..=0x1_0000)
         && matches!(cpu_millis, 1..=1_000_000)
+        && matches!(cpu_weight, 1..=10_000)
         && matches!(files, 16..=0x10_0000)
+        && matches!(memory_high, None | Some(0x10_0000..=0x2_8000_0000))
+        && matches!(io_bytes, None | Some(0x400..=0x100_0000_0000))
 }

@@ -148,7 +148,7 @@ impl Zygotes {
             directory: "/".into(),
             role: Role::Zygote,
             // Room for the largest libraries and for a child for every slot of a burst.
-            limits: Limits { memory: 4 << 30, processes: 4096, cpu_millis: 2000, files: 4096 },
+            limits: Limits { memory: 4 << 30, processes: 4096, files: 4096, ..Limits::default() },
             memory_by_kernel: false,
         };
         let env = command.env.iter().cloned().collect();

@@ -60,6 +60,9 @@ fn bounds(limits: &Limits) -> Result<(), String> {
     let good = (1 << 20..=MAX_MEMORY).contains(&limits.memory)
         && (1..=65_536).contains(&limits.processes)
         && (1..=1_000_000).contains(&limits.cpu_millis)
+        && (1..=10_000).contains(&limits.cpu_weight)
+        && limits.memory_high.is_none_or(|high| (1 << 20..=MAX_MEMORY).contains(&high))
+        && limits.io_bytes.is_none_or(|bytes| (1 << 10..=1 << 40).contains(&bytes))
         && (16..=1_048_576).contains(&limits.files);
     if good { Ok(()) } else { Err(format!("limits out of bounds: {limits:?}")) }
 }

@@ -15,6 +15,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::a_missing_program_is_named", missing_program),
     ("lifecycle::a_container_that_fights_back_is_destroyed", fights_back),
     ("lifecycle::a_paused_container_stands_still", paused),
+    ("lifecycle::what_it_uses_is_told", stats),
+    ("lifecycle::several_at_once_and_one_that_was_dropped", several),
+    ("lifecycle::a_container_runs_one_program", one_program),
     ("lifecycle::a_second_host_sweeps_what_a_crash_left", sweep),
     ("lifecycle::a_process_with_threads_is_refused", threads),
 ];
@@ -65,11 +68,75 @@ fn paused() -> Result<(), Failed> {
     our_output.write_all(b"a")?;
     our_input.read_exact(&mut [0])?;
     container.pause()?;
+    assert!(container.stats()?.frozen);
     our_output.write_all(b"b")?;
     let mut wanted = [nix::poll::PollFd::new(our_input.as_fd(), nix::poll::PollFlags::POLLIN)];
     assert_eq!(nix::poll::poll(&mut wanted, 100u8)?, 0, "a paused process answered");
     container.resume()?;
+    assert!(!container.stats()?.frozen);
     our_input.read_exact(&mut [0])?;
+    container.destroy()?;
+    shop.close()
+}
+
+fn stats() -> Result<(), Failed> {
+    let shop = Shop::open()?;
+    let (read, write) = pipe()?;
+    let null: OwnedFd = File::open("/dev/null")?.into();
+    let code = "import os, time\nwhile time.process_time() < 0.05: pass\nos.fork()\nos.write(1, b'x')\ntime.sleep(60)";
+    let mut container = shop.workshop.create()?;
+    let argv = ["/usr/bin/python3", "-I", "-S", "-c", code];
+    container.start(&program(&argv), &[null.as_fd(), write.as_fd(), null.as_fd()])?;
+    File::from(read).read_exact(&mut [0; 2])?;
+    let stats = container.stats()?;
+    assert!(stats.cpu_micros >= 50_000, "{stats:?}");
+    assert_eq!(stats.processes, 3, "PID 1, the program and its child: {stats:?}");
+    container.destroy()?;
+    shop.close()
+}
+
+fn several() -> Result<(), Failed> {
+    let shop = Shop::open()?;
+    shop.workshop.keep_ready(2);
+    let (read, write) = pipe()?;
+    let null: OwnedFd = File::open("/dev/null")?.into();
+    let fds = [null.as_fd(), write.as_fd(), null.as_fd()];
+    let mut all = Vec::new();
+    for number in 0..5 {
+        let mut container = shop.workshop.create()?;
+        container.start(&program(&["/bin/sh", "-c", &format!("echo {number}; exit {number}")]), &fds)?;
+        all.push(container);
+        shop.workshop.tend()?;
+    }
+    drop(all.remove(0));
+    for (number, mut container) in (1..).zip(all) {
+        assert_eq!(container.wait()?, Some(Exit::Code(number)));
+        container.destroy()?;
+    }
+    drop(write);
+    let mut said = String::new();
+    File::from(read).read_to_string(&mut said)?;
+    let mut lines: Vec<&str> = said.lines().filter(|line| *line != "0").collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["1", "2", "3", "4"]);
+    // Nothing is told of the dropped one; what is left are those that are ready.
+    shop.workshop.keep_ready(0);
+    let groups = || -> Result<usize, Failed> {
+        Ok(std::fs::read_dir(&shop.group)?.flatten().filter(|e| e.path().is_dir()).count())
+    };
+    let begin = std::time::Instant::now();
+    while groups()? != shop.workshop.tend()? {
+        assert!(begin.elapsed().as_secs() < 10, "{} groups are left", groups()?);
+    }
+    shop.close()
+}
+
+fn one_program() -> Result<(), Failed> {
+    let shop = Shop::open()?;
+    let mut container = shop.workshop.create()?;
+    container.start(&program(&["/bin/true"]), &[])?;
+    let error = container.start(&program(&["/bin/true"]), &[]).expect_err("it has one");
+    assert_eq!(error.to_string(), "the container was given a program before: make another one");
     container.destroy()?;
     shop.close()
 }

@@ -7,6 +7,8 @@ mod escape;
 mod inside;
 mod launcher;
 mod lifecycle;
+#[cfg(feature = "machine")]
+mod limits;
 mod shop;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,6 +21,8 @@ fn main() {
     arguments.test_threads = Some(1);
     let tests = [lifecycle::TESTS, inside::TESTS, launcher::TESTS].concat();
     let mut trials: Vec<Trial> = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
+    #[cfg(feature = "machine")]
+    trials.extend(limits::TESTS.iter().map(|(name, test)| Trial::test(*name, *test)));
     trials.extend(escape::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -31,6 +31,11 @@ pub(crate) fn program(argv: &[&str]) -> Program {
 
 impl Shop {
     pub(crate) fn open() -> Result<Self, Failed> {
+        Self::with(spec())
+    }
+
+    /// With containers that are something else than usual.
+    pub(crate) fn with(spec: ContainerSpec) -> Result<Self, Failed> {
         let work = tempfile::tempdir()?;
         let name = format!("sock-test-{}", std::process::id());
         let host = Host::start(HostOptions {
@@ -40,7 +45,7 @@ impl Shop {
             ids: IdRange::default(),
         })?;
         let group = cgroup::find()?.directory.join(name);
-        Ok(Self { workshop: Workshop::new(host, spec()), group, work })
+        Ok(Self { workshop: Workshop::new(host, spec), group, work })
     }
 
     /// Runs a command to its end; returns its exit and what it wrote.

@@ -142,6 +142,7 @@ impl Daemon {
             if begin.elapsed() > Duration::from_secs(60) {
                 bail!("dockerd does not come up; its log is {}", at("log").display());
             }
+            #[expect(clippy::disallowed_methods, reason = "a daemon that comes up tells nobody")]
             std::thread::sleep(Duration::from_millis(200));
         }
         let image = at("image.tar");

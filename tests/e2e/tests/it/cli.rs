@@ -100,7 +100,7 @@ fn a_command_runs_in_a_container() {
     assert_eq!(run(&["id", "-u"]), (Some(0), "1000".to_owned()));
     assert_eq!(run(&["sh", "-c", "exit 7"]), (Some(7), String::new()));
     assert_eq!(run(&["cat", "/etc/shadow"]), (Some(1), String::new()));
-    assert_eq!(run(&["sh", "-c", "echo $$ && ls -A /tmp /var/task"]).0, Some(0));
+    assert_eq!(run(&["sh", "-c", "echo $$ && ls -A /tmp /var"]).0, Some(0));
 }
 
 #[test]
