@@ -1,14 +1,19 @@
 //! Runs a command in a lean container: `run_command /usr/bin/id`. Needs root.
 
-use sock_isolation::{IdRange, Limits, RunOptions, run_command};
+use sock_isolation::{IdRange, Limits, Profile, RunOptions, run_command};
 
 fn main() {
     let mut argv: Vec<String> = std::env::args().skip(1).collect();
     if argv.is_empty() {
         argv = vec!["id".into()];
     }
-    let options =
-        RunOptions { argv, limits: Limits::default(), tmp_bytes: 64 << 20, ids: IdRange::default() };
+    let options = RunOptions {
+        argv,
+        limits: Limits::default(),
+        tmp_bytes: 64 << 20,
+        profile: Profile::Lean,
+        ids: IdRange::default(),
+    };
     match run_command(&options) {
         Ok(Some(exit)) => std::process::exit(exit.code()),
         Ok(None) => eprintln!("the container was killed"),

@@ -23,8 +23,7 @@ use crate::error::{Context, SysResult, SyscallError};
 use crate::host::{Ground, Host, Within};
 use crate::ids::{Pair, Pairs};
 use crate::init::{Exit, Payload, Program, Runner};
-use crate::plan::{Nesting, SlotSpec};
-use crate::seccomp::Role;
+use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::sys;
 
 /// A container could not be made, or nothing started in it.
@@ -82,12 +81,19 @@ pub struct ContainerSpec {
     pub tmp_bytes: u64,
     /// What each may use.
     pub limits: Limits,
+    /// How much may be done in them.
+    pub profile: Profile,
 }
 
 impl Default for ContainerSpec {
     /// The limits' defaults, and 64 MiB of `/tmp`.
     fn default() -> Self {
-        Self { hostname: "sock".into(), tmp_bytes: 64 << 20, limits: Limits::default() }
+        Self {
+            hostname: "sock".into(),
+            tmp_bytes: 64 << 20,
+            limits: Limits::default(),
+            profile: Profile::Lean,
+        }
     }
 }
 
@@ -245,16 +251,17 @@ impl Inner {
     fn lay(&self, number: u64, pair: Pair) -> SysResult<(Ground, OwnedFd)> {
         let ground = self.host.ground(number, Within::Host, false)?;
         let ordered = || {
-            let ContainerSpec { hostname, tmp_bytes, limits } = &self.spec;
+            let ContainerSpec { hostname, tmp_bytes, limits, profile } = &self.spec;
             ground.group.limit(&self.host.hierarchy, limits)?;
             let (ours, theirs) = builder::pair()?;
             let memory_by_kernel = self.host.has_controller("memory");
-            let runner = Runner { role: Role::Instance, limits: *limits, memory_by_kernel };
+            let runner = Runner { role: profile.role(), limits: *limits, memory_by_kernel };
             let spec = SlotSpec {
                 hostname: hostname.clone(),
                 tmp_bytes: *tmp_bytes,
                 var: false,
                 nesting: Nesting::Forbidden,
+                profile: *profile,
             };
             let map = pair.map(self.host.ids.block(0));
             self.host.build(&ground, map, None, (spec, Payload::Runner(runner), &[theirs.as_fd()]))?;

@@ -57,7 +57,7 @@ pub use error::{SysResult, SyscallError};
 pub use host::{Host, HostError, HostOptions};
 pub use ids::{BLOCK, IdClash, IdRange, IdRangeError, Pair};
 pub use init::{Command, Exit, Program};
-pub use plan::{Base, Nesting, NoBase, SlotSpec, Template};
+pub use plan::{Base, Nesting, NoBase, NoProfile, Profile, SlotSpec, Template};
 pub use run::{RunError, RunOptions, run_command};
 pub use seccomp::Role;
 pub use verify::Unconfined;

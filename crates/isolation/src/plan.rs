@@ -274,6 +274,45 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
     steps
 }
 
+/// How much a container may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// What programs expect of a Linux machine, as far as it harms nobody.
+    #[default]
+    Lean,
+    /// Less: no network at all, not even a loopback interface's sockets; no shared memory and no IPC; nothing in `/tmp` can
+    /// be executed. For programs that compute and answer.
+    Strict,
+}
+
+/// There is no profile of that name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no profile {0}: lean, strict")]
+pub struct NoProfile(String);
+
+impl std::str::FromStr for Profile {
+    type Err = NoProfile;
+
+    fn from_str(name: &str) -> Result<Self, NoProfile> {
+        match name {
+            "lean" => Ok(Self::Lean),
+            "strict" => Ok(Self::Strict),
+            other => Err(NoProfile(other.to_owned())),
+        }
+    }
+}
+
+impl Profile {
+    /// What a command in it may be.
+    pub fn role(self) -> Role {
+        match self {
+            Self::Lean => Role::Instance,
+            Self::Strict => Role::Strict,
+        }
+    }
+}
+
 /// What one container adds to the template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotSpec {
@@ -285,6 +324,8 @@ pub struct SlotSpec {
     pub var: bool,
     /// Whether user namespaces may be made beneath this one.
     pub nesting: Nesting,
+    /// How much may be done in it.
+    pub profile: Profile,
 }
 
 /// Whether a container may have containers below it.
@@ -336,25 +377,16 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     let mut steps = vec![Step::BecomeRoot, Step::AttachProc];
     steps.extend(MASKED_DIRECTORIES.map(|path| Step::MaskDirectory { path: path.into() }));
     steps.extend(MASKED.map(|path| Step::Mask { path: path.into() }));
-    steps.extend([
-        Step::Tmpfs {
-            at: "/tmp".into(),
-            bytes: spec.tmp_bytes,
-            inodes: TMP_INODES,
-            mode: 0o1777,
-            flags: scratch,
-        },
-        Step::Tmpfs {
-            at: "/dev/shm".into(),
-            bytes: SHM_BYTES,
-            inodes: 1024,
-            mode: 0o1777,
-            flags: scratch | MsFlags::MS_NOEXEC,
-        },
-        Step::Devpts,
-        Step::LoopbackUp,
-        Step::Hostname { name: spec.hostname.clone() },
-    ]);
+    let noexec = scratch | MsFlags::MS_NOEXEC;
+    let flags = if spec.profile == Profile::Strict { noexec } else { scratch };
+    let at = "/tmp".into();
+    steps.push(Step::Tmpfs { at, bytes: spec.tmp_bytes, inodes: TMP_INODES, mode: 0o1777, flags });
+    if spec.profile == Profile::Lean {
+        let at = "/dev/shm".into();
+        steps.push(Step::Tmpfs { at, bytes: SHM_BYTES, inodes: 1024, mode: 0o1777, flags: noexec });
+        steps.extend([Step::Devpts, Step::LoopbackUp]);
+    }
+    steps.push(Step::Hostname { name: spec.hostname.clone() });
     if spec.var {
         steps.push(Step::AttachVar);
     }
@@ -411,7 +443,9 @@ pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: 
     match role {
         // It stays the root of its user namespace, by number only: the slots that it enters are owned by that number.
         Role::Zygote => steps.extend([Step::NoRoot, Step::NoCapabilities]),
-        Role::Instance | Role::Init => steps.extend([Step::SetIds { id: INSIDE }, Step::NoCapabilities]),
+        Role::Instance | Role::Strict | Role::Init => {
+            steps.extend([Step::SetIds { id: INSIDE }, Step::NoCapabilities])
+        }
     }
     steps.extend([Step::NoNewPrivileges, Step::Landlock, Step::Seccomp { role }]);
     steps
@@ -449,8 +483,11 @@ mod tests {
             tmp_bytes: 512 << 20,
             var: true,
             nesting: Nesting::Forbidden,
+            profile: Profile::Lean,
         };
         insta::assert_snapshot!("slot", lines(&slot(&spec)));
+        let strict = SlotSpec { profile: Profile::Strict, var: false, ..spec.clone() };
+        insta::assert_snapshot!("slot_strict", lines(&slot(&strict)));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));
     }
@@ -460,6 +497,7 @@ mod tests {
         let plan = |role| lines(&payload(role, Path::new("/"), &Limits::default(), false));
         insta::assert_snapshot!("payload_instance", plan(Role::Instance));
         insta::assert_snapshot!("payload_zygote", plan(Role::Zygote));
+        insta::assert_snapshot!("payload_strict", plan(Role::Strict));
         insta::assert_snapshot!("init", lines(&init()));
     }
 }

@@ -9,7 +9,7 @@ use crate::error::SyscallError;
 use crate::host::{Host, HostError, HostOptions};
 use crate::ids::{IdClash, IdRange};
 use crate::init::{Exit, Program};
-use crate::plan::{Base, NoBase, Template};
+use crate::plan::{Base, NoBase, Profile, Template};
 
 /// What to run and how.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct RunOptions {
     pub limits: Limits,
     /// Size of its `/tmp`, bytes.
     pub tmp_bytes: u64,
+    /// How much it may do.
+    pub profile: Profile,
     /// The host's user ids for containers.
     pub ids: IdRange,
 }
@@ -75,8 +77,8 @@ pub fn run_command(options: &RunOptions) -> Result<Option<Exit>, RunError> {
 }
 
 fn run_in(options: &RunOptions, argv: Vec<String>, host: HostOptions) -> Result<Option<Exit>, RunError> {
-    let spec =
-        ContainerSpec { hostname: "sock".into(), tmp_bytes: options.tmp_bytes, limits: options.limits };
+    let RunOptions { tmp_bytes, limits, profile, .. } = *options;
+    let spec = ContainerSpec { hostname: "sock".into(), tmp_bytes, limits, profile };
     let workshop = Workshop::new(Host::start(host)?, spec);
     let mut env: Vec<(String, String)> =
         [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/tmp"), ("LANG", "C.UTF-8")]

@@ -34,6 +34,9 @@ pub enum Role {
     Zygote,
     /// The native PID 1 of a container, which only waits.
     Init,
+    /// A command of the profile `strict`: what an instance may, without what a program that computes and answers can do
+    /// without.
+    Strict,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -117,6 +120,17 @@ const REFUSED: &[u32] = numbers![
 const ENTER_AND_DROP: &[u32] =
     numbers![SYS_clone3 SYS_setns SYS_setgroups SYS_setresuid SYS_setresgid SYS_capset];
 
+/// Denied to `strict`: IPC of System V and POSIX, memory without a file's name, pinned and placed memory, pipes without
+/// copies, watches, other processes' priorities and processors, signals with data.
+const NOT_STRICT: &[u32] = numbers![
+    SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semctl SYS_semtimedop SYS_msgget SYS_msgsnd
+    SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify
+    SYS_mq_getsetattr SYS_memfd_create SYS_execveat SYS_mlock SYS_mlock2 SYS_mlockall SYS_munlock SYS_munlockall
+    SYS_pkey_alloc SYS_pkey_free SYS_pkey_mprotect SYS_set_mempolicy SYS_mbind SYS_splice SYS_tee SYS_vmsplice
+    SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch SYS_setpriority SYS_sched_setaffinity
+    SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_pidfd_send_signal SYS_pidfd_open
+];
+
 const INIT: &[u32] = numbers![
     SYS_wait4 SYS_waitid SYS_read SYS_write SYS_sendto SYS_sendmsg SYS_close SYS_rt_sigreturn SYS_rt_sigprocmask
     SYS_rt_sigtimedwait SYS_rt_sigaction SYS_ppoll SYS_exit SYS_exit_group SYS_restart_syscall SYS_munmap SYS_madvise
@@ -150,7 +164,8 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     // Above the type's four bits are SOCK_CLOEXEC and SOCK_NONBLOCK.
     let kinds = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].map(|kind| kind as u32).to_vec();
     let kind = Test::OneOf { argument: 1, mask: 0xf, values: kinds };
-    let families = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![unix, inet, inet6] };
+    let values = if role == Role::Strict { vec![unix] } else { vec![unix, inet, inet6] };
+    let families = Test::OneOf { argument: 0, mask: u32::MAX, values };
     table.insert(libc::SYS_socket as u32, refuse(vec![families, kind.clone()]));
     let local = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![unix] };
     table.insert(libc::SYS_socketpair as u32, refuse(vec![local, kind]));
@@ -159,6 +174,9 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     // 0 is Linux; all ones asks which it is.
     let own = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![0, u32::MAX] };
     table.insert(libc::SYS_personality as u32, refuse(vec![own]));
+    if role == Role::Strict {
+        table.extend(NOT_STRICT.iter().map(|&number| (number, Verdict::Errno(libc::EPERM as u16))));
+    }
     if role == Role::Zygote {
         table.extend(ENTER_AND_DROP.iter().map(|&number| (number, Verdict::Allow)));
     }
@@ -167,9 +185,9 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
 
 /// The compiled filter of `role`; compiled once, in the slot builder, for all containers.
 pub fn filter(role: Role) -> &'static Program {
-    static FILTERS: LazyLock<[Program; 3]> = LazyLock::new(|| {
+    static FILTERS: LazyLock<[Program; 4]> = LazyLock::new(|| {
         let compiled = |role| compile(AUDIT_ARCH, &table(role), Verdict::Errno(libc::ENOSYS as u16));
-        [Role::Instance, Role::Zygote, Role::Init].map(compiled)
+        [Role::Instance, Role::Zygote, Role::Init, Role::Strict].map(compiled)
     });
     &FILTERS[role as usize]
 }
@@ -198,8 +216,17 @@ mod tests {
     }
 
     #[test]
+    fn strict_allows_nothing_that_lean_does_not() {
+        let (lean, strict) = (table(Role::Instance), table(Role::Strict));
+        let allowed = |verdict: &Verdict| matches!(verdict, Verdict::Allow | Verdict::If(..));
+        assert!(strict.iter().filter(|(_, verdict)| allowed(verdict)).all(|(n, _)| allowed(&lean[n])));
+        let lost = lean.iter().filter(|(n, verdict)| allowed(verdict) && !allowed(&strict[n])).count();
+        assert_eq!(lost, NOT_STRICT.len());
+    }
+
+    #[test]
     fn the_filters_fit_the_kernel() {
-        for role in [Role::Instance, Role::Zygote, Role::Init] {
+        for role in [Role::Instance, Role::Zygote, Role::Init, Role::Strict] {
             assert!(filter(role).len() < libc::BPF_MAXINSNS as usize, "{role:?}");
         }
     }

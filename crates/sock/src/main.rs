@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sock_isolation::IdRange;
+use sock_isolation::{IdRange, Profile};
 
 /// Python functions on your own machine, each invocation in its own container.
 #[derive(Debug, Parser)]
@@ -118,6 +118,9 @@ struct Run {
     /// Memory limit, MB
     #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=10_240))]
     memory: u32,
+    /// How much it may do: lean, or strict (no network, no IPC)
+    #[arg(long, value_name = "NAME", default_value = "lean")]
+    profile: Profile,
     /// User ids for the container that nobody else has
     #[arg(long, value_name = "FIRST:BLOCKS", default_value = "1879048192:256")]
     id_range: IdRange,

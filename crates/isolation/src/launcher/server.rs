@@ -30,7 +30,7 @@ use crate::error::{Context, SysResult};
 use crate::host::{Ground, Host};
 use crate::ids::{Pair, Pairs};
 use crate::init::Exit;
-use crate::plan::{Nesting, SlotSpec};
+use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::{sys, verify};
 use end::Dying;
 use start::Building;
@@ -334,7 +334,13 @@ impl Server {
     }
 
     fn spec(&self, nesting: Nesting) -> SlotSpec {
-        SlotSpec { hostname: "sock".into(), tmp_bytes: self.options.tmp_bytes, var: true, nesting }
+        SlotSpec {
+            hostname: "sock".into(),
+            tmp_bytes: self.options.tmp_bytes,
+            var: true,
+            nesting,
+            profile: Profile::Lean,
+        }
     }
 
     fn instance(&mut self, instance: InstanceId) -> Result<&mut Instance, String> {

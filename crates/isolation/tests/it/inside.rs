@@ -5,9 +5,10 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use libtest_mimic::Failed;
+use sock_isolation::{ContainerSpec, Profile};
 
 use crate::Test;
-use crate::shop::{Shop, pipe, program};
+use crate::shop::{Shop, pipe, program, spec};
 
 pub(crate) const TESTS: &[Test] = &[
     ("inside::nobody_with_nothing", nobody),
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("inside::sockets_of_other_families_are_refused", sockets),
     ("inside::no_descriptor_is_inherited", descriptors),
     ("inside::tmp_has_a_size", tmp_size),
+    ("inside::strict_has_no_network_and_no_ipc", strict),
     ("inside::a_directory_that_leaked_in_leads_nowhere", leaked_directory),
     ("inside::the_root_as_the_kernel_lists_it", mounts),
 ];
@@ -229,5 +231,27 @@ print(os.listdir('/tmp/d'))
         None => "opened opened opened\n['b']\n",
     };
     assert_eq!(said, expected);
+    shop.close()
+}
+
+fn strict() -> Result<(), Failed> {
+    let code = r"
+import ctypes, os, socket, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+def outcome(action):
+    try:
+        return 'made' if action() != -1 else ctypes.get_errno()
+    except OSError as e:
+        return e.errno
+print(outcome(lambda: socket.socket(socket.AF_INET)), outcome(lambda: socket.socket(socket.AF_UNIX)))
+print(outcome(lambda: libc.shmget(0, 4096, 0o1600)), outcome(lambda: os.memfd_create('x')), os.listdir('/dev/shm'))
+with open('/tmp/x', 'w') as file:
+    file.write('#!/bin/sh\n')
+os.chmod('/tmp/x', 0o755)
+print(outcome(lambda: subprocess.run(['/tmp/x'])), outcome(lambda: subprocess.run(['/bin/true'])))
+print(outcome(lambda: open('/dev/shm/x', 'w')))
+";
+    let shop = Shop::with(ContainerSpec { profile: Profile::Strict, ..spec() })?;
+    shop.python(code, "1 made\n1 1 []\n13 made\n30")?;
     shop.close()
 }

@@ -55,8 +55,8 @@ fn numbers() -> Result<(), Failed> {
     };
     let shop = Shop::with(ContainerSpec { limits, ..spec() })?;
     let container = shop.workshop.create()?;
-    let groups = std::fs::read_dir(&shop.group)?.flatten().map(|entry| entry.path());
-    let group = groups.filter(|path| path.is_dir()).next().ok_or("it has no group")?;
+    let mut groups = std::fs::read_dir(&shop.group)?.flatten().map(|entry| entry.path());
+    let group = groups.find(|path| path.is_dir()).ok_or("it has no group")?;
     for (file, expected) in [
         ("memory.max", "67108864"),
         ("memory.high", "50331648"),

@@ -18,7 +18,7 @@ pub(crate) struct Shop {
 
 pub(crate) fn spec() -> ContainerSpec {
     let limits = Limits { processes: 64, ..Limits::default() };
-    ContainerSpec { hostname: "test".into(), tmp_bytes: 16 << 20, limits }
+    ContainerSpec { hostname: "test".into(), tmp_bytes: 16 << 20, limits, ..ContainerSpec::default() }
 }
 
 pub(crate) fn program(argv: &[&str]) -> Program {

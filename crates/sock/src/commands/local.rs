@@ -42,7 +42,8 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
 
 pub(crate) fn run(options: Run) -> Result<ExitCode> {
     let limits = Limits { memory: u64::from(options.memory) << 20, ..Limits::default() };
-    let options = RunOptions { argv: options.command, limits, tmp_bytes: 512 << 20, ids: options.id_range };
+    let Run { command: argv, profile, id_range: ids, .. } = options;
+    let options = RunOptions { argv, limits, tmp_bytes: 512 << 20, profile, ids };
     Ok(match run_command(&options)? {
         Some(exit) => ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)),
         None => {

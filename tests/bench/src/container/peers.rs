@@ -167,8 +167,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It takes its containers down when it is asked to end.
+        // It takes its containers down when it is asked to end. It was not waited for, so its number is its own.
         let pid = nix::unistd::Pid::from_raw(self.process.id() as i32);
+        #[expect(clippy::disallowed_methods, reason = "a child that was not waited for")]
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.process.wait();
     }
