@@ -24,10 +24,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, Signal};
@@ -40,8 +41,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
-use crate::init::{self, Birth, Exit, FromInit, Payload};
-use crate::plan::{self, SlotSpec, Step, Template};
+use crate::init::{self, Birth, Exit, FromInit, Paper, Payload};
+use crate::plan::{self, Profile, SlotSpec, Step, Template};
 use crate::sys;
 
 /// A container to make. With it go descriptors, see [`Order`].
@@ -50,6 +51,8 @@ pub(crate) struct Make {
     pub(crate) slot: u64,
     /// Lines of its uid_map and gid_map.
     pub(crate) map: String,
+    /// The host's ids for its PID 1 and its program, where it has no map.
+    pub(crate) outside: [u32; 2],
     pub(crate) kin: Kin,
     pub(crate) spec: SlotSpec,
     pub(crate) payload: Payload,
@@ -153,7 +156,7 @@ impl Builder {
         let (socket, theirs) = pair()?;
         let steps = plan::template(template, work);
         let parent = nix::unistd::getpid();
-        let pid = sys::fork(|| match serve(theirs, &steps, parent) {
+        let pid = sys::fork(|| match serve(theirs, &steps, template.base.directories.clone(), parent) {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("sock: slot builder: {error}");
@@ -216,6 +219,8 @@ struct Running {
     socket: OwnedFd,
     /// What goes with the word that it is made, until that is said.
     made: Option<Vec<OwnedFd>>,
+    /// The root of a paper container, which does not go by itself.
+    root: Option<PathBuf>,
 }
 
 struct Server {
@@ -225,12 +230,16 @@ struct Server {
     running: HashMap<Pid, Running>,
     /// Those of them that are still being made: making waits for the kernel now and then, and others can be made meanwhile.
     pending: Vec<Pid>,
+    /// Of the template, those that are mounts of their own.
+    directories: Vec<String>,
+    /// Whether there is a place for the roots of paper containers.
+    has_paper: bool,
 }
 
 /// The most that are made side by side.
 const SIDE_BY_SIDE: usize = 4;
 
-fn serve(caller: OwnedFd, template: &[Step], parent: Pid) -> SysResult<()> {
+fn serve(caller: OwnedFd, template: &[Step], directories: Vec<String>, parent: Pid) -> SysResult<()> {
     // Nothing else of the caller's: its end of the socket above all, or the builder would never see it closed.
     let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let caller = sys::arrange(&[input.as_fd(), output.as_fd(), error.as_fd()], caller)?;
@@ -252,7 +261,16 @@ fn serve(caller: OwnedFd, template: &[Step], parent: Pid) -> SysResult<()> {
     let signals =
         SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).call("signalfd")?;
     sys::send(caller.as_fd(), b"ready", &[]).call("sendmsg")?;
-    match (Server { caller, host_proc, own_pids, running: HashMap::new(), pending: Vec::new() }).run(&signals)
+    match (Server {
+        caller,
+        host_proc,
+        own_pids,
+        running: HashMap::new(),
+        pending: Vec::new(),
+        directories,
+        has_paper: false,
+    })
+    .run(&signals)
     {
         // The caller is gone, which is how it says that it is done: nobody is left to hear of containers that end.
         Err(error) if matches!(error.errno, Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
@@ -312,7 +330,10 @@ impl Server {
                 _ => return Ok(()),
             };
             self.pending.retain(|other| *other != pid);
-            let Some(Running { slot, socket, made }) = self.running.remove(&pid) else { continue };
+            let Some(Running { slot, socket, made, root }) = self.running.remove(&pid) else { continue };
+            if let Some(root) = root {
+                remove_root(&root)?;
+            }
             // What PID 1 had to say is in the socket; if it was killed, nothing is, and the end of file says so.
             let exit = match read_init(&socket) {
                 Ok(FromInit::Exited(exit)) => Some(exit),
@@ -332,18 +353,37 @@ impl Server {
         let count = fds.len();
         let slot = make.slot;
         let order = Order::take(make, fds).ok_or_else(|| format!("{count} descriptors are too few"))?;
+        let root = (order.make.spec.profile == Profile::Paper)
+            .then(|| Path::new(plan::PAPER).join(slot.to_string()));
+        if root.is_some() {
+            self.make_room_for_paper().map_err(text)?;
+        }
         let (socket, theirs) = pair().map_err(text)?;
         let init = self.clone_init(&order, theirs, &socket).map_err(text)?;
         let prepared = self.prepare(init, order.make.spec.var, &socket);
         match prepared {
             Ok(made) => {
-                self.running.insert(init, Running { slot, socket, made: Some(made) });
+                self.running.insert(init, Running { slot, socket, made: Some(made), root });
                 self.pending.push(init);
                 Ok(())
             }
             // It waits for its proc, and ends when that does not come.
             Err(error) => Err(text(error)),
         }
+    }
+
+    /// A place that can be written to, in the builder's own mount namespace.
+    fn make_room_for_paper(&mut self) -> SysResult<()> {
+        if !self.has_paper {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            let at = plan::PAPER.into();
+            perform(
+                &[Step::Tmpfs { at, bytes: 1 << 20, inodes: 1 << 16, mode: 0o700, flags }],
+                &Outside::default(),
+            )?;
+            self.has_paper = true;
+        }
+        Ok(())
     }
 
     fn prepare(&self, init: Pid, enterable: bool, socket: &OwnedFd) -> SysResult<Vec<OwnedFd>> {
@@ -394,11 +434,17 @@ impl Server {
         }
         // A parent's cgroup namespace shows its family, so it has to be born there.
         let group = order.family.as_ref().unwrap_or(&order.group);
-        let init = sys::fork_into(group.as_fd(), new_namespaces(), || {
+        let namespaces = match order.make.spec.profile {
+            Profile::Paper => CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS,
+            Profile::Lean | Profile::Strict => new_namespaces(),
+        };
+        let init = sys::fork_into(group.as_fd(), bits(namespaces), || {
             let closed = sys::close_in_child(&[ours]);
             closed.map_or_else(|error| exit_code(Err(error)), |()| self.live(order, &mut theirs))
         })?;
-        self.map_ids(init, &order.make.map)?;
+        if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+            self.map_ids(init, &order.make.map)?;
+        }
         if order.family.is_some() {
             let name = "cgroup.procs";
             let procs = openat(&order.group, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
@@ -448,7 +494,7 @@ impl Server {
         perform(&[Step::BecomeRoot], &Outside::default())?;
         // The kernel lets only the owner of a process's proc files write its id maps, and setresuid took that away.
         sys::prctl(libc::PR_SET_DUMPABLE, 1, 0).call("prctl PR_SET_DUMPABLE")?;
-        let pidfd = sys::clone_sibling(new_namespaces(), || self.live(order, theirs))?;
+        let pidfd = sys::clone_sibling(bits(new_namespaces()), || self.live(order, theirs))?;
         let pid = self.host_pid(&pidfd)?;
         self.map_ids(pid, &order.make.map)?;
         sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]).call("sendmsg")
@@ -457,7 +503,11 @@ impl Server {
     /// In PID 1.
     fn live(&self, order: &Order, theirs: &mut Option<OwnedFd>) -> i32 {
         let Some(builder) = theirs.take() else { return 1 };
+        let Make { slot, outside, spec, .. } = &order.make;
+        let root = Path::new(plan::PAPER).join(slot.to_string());
+        let paper = Paper { directories: &self.directories, root: &root, ids: *outside };
         init::run(Birth {
+            paper: (spec.profile == Profile::Paper).then_some(paper),
             builder,
             host_proc: self.host_proc.as_fd(),
             var_mount: order.var.as_ref().map(AsFd::as_fd),
@@ -512,6 +562,19 @@ impl Server {
     }
 }
 
+/// Takes away what a paper container had mounted.
+fn remove_root(root: &Path) -> SysResult<()> {
+    match umount2(root, MntFlags::MNT_DETACH) {
+        // It had come no further.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        failed => failed.call_on("umount2", root)?,
+    }
+    match std::fs::remove_dir(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.call_on("rmdir", root),
+    }
+}
+
 /// Gives a proc to PID 1.
 fn mount_proc(proc: sys::Filesystem, socket: &OwnedFd) -> SysResult<()> {
     let attributes =
@@ -521,14 +584,18 @@ fn mount_proc(proc: sys::Filesystem, socket: &OwnedFd) -> SysResult<()> {
 }
 
 /// All that a container has.
-fn new_namespaces() -> u64 {
-    let namespaces = CloneFlags::CLONE_NEWUSER
+fn new_namespaces() -> CloneFlags {
+    CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWCGROUP;
+        | CloneFlags::CLONE_NEWCGROUP
+}
+
+/// As clone3(2) takes them.
+fn bits(namespaces: CloneFlags) -> u64 {
     let namespaces = namespaces.bits() as u64;
     #[cfg(feature = "weaken")]
     let namespaces = namespaces & !crate::weaken::missing_namespaces();

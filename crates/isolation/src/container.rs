@@ -263,7 +263,8 @@ impl Inner {
                 nesting: Nesting::Forbidden,
                 profile: *profile,
             };
-            let map = pair.map(self.host.ids.block(0));
+            let base = self.host.ids.block(0);
+            let map = (pair.map(base), pair.both(base));
             self.host.build(&ground, map, None, (spec, Payload::Runner(runner), &[theirs.as_fd()]))?;
             Ok(ours)
         };

@@ -61,6 +61,16 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
             fs::set_permissions(path, fs::Permissions::from_mode(0o644)).call_on("chmod", path)
         }
         Step::Bind { from, to, attributes } => bind(from, to, *attributes),
+        Step::BindAlone { from, to, attributes } => {
+            mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE).call_on("mount", to)?;
+            let tree =
+                nix::fcntl::open(to, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call_on("open", to)?;
+            sys::set_mount_attributes(tree.as_fd(), *attributes, 0).call_on("mount_setattr", to)
+        }
+        Step::Chroot { root } => {
+            nix::unistd::chroot(root).call_on("chroot", root)?;
+            chdir("/").call_on("chdir", "/")
+        }
         Step::Pivot { root } => {
             chdir(root).call_on("chdir", root)?;
             // The old root ends up on top of the new one, from where it is detached. pivot_root(2), "NOTES".
@@ -77,7 +87,7 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
             mount(NONE, "/", NONE, flags, NONE).call_on("mount remount", "/")
         }
         Step::BecomeRoot => set_ids(0),
-        Step::AttachProc => attach(outside.proc_mount.as_ref().map(AsFd::as_fd), "/proc"),
+        Step::AttachProc { at } => attach(outside.proc_mount.as_ref().map(AsFd::as_fd), at),
         Step::Mask { path } => cover("/dev/null", path),
         Step::MaskDirectory { path } => cover(plan::EMPTY, path),
         Step::Devpts => {
@@ -86,7 +96,7 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
             mount(Some("devpts"), "/dev/pts", Some("devpts"), flags, Some(options))
                 .call_on("mount", "/dev/pts")
         }
-        Step::AttachVar => attach(outside.var_mount, "/var"),
+        Step::AttachVar => attach(outside.var_mount, Path::new("/var")),
         Step::CoverRoot => {
             let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("tmpfs"), "/", Some("tmpfs"), flags, Some("size=0,nr_inodes=2,mode=555"))
@@ -134,9 +144,9 @@ fn set_ids(id: u32) -> SysResult<()> {
     setresuid(uid, uid, uid).call("setresuid")
 }
 
-fn attach(mount: Option<BorrowedFd<'_>>, target: &str) -> SysResult<()> {
+fn attach(mount: Option<BorrowedFd<'_>>, target: &Path) -> SysResult<()> {
     let mount = mount.ok_or(Errno::EBADF).call_on("move_mount", target)?;
-    sys::attach_mount(mount, Path::new(target)).call_on("move_mount", target)
+    sys::attach_mount(mount, target).call_on("move_mount", target)
 }
 
 fn bind(from: &Path, to: &Path, attributes: u64) -> SysResult<()> {

@@ -176,7 +176,7 @@ impl Host {
     pub(crate) fn build(
         &self,
         ground: &Ground,
-        map: String,
+        (map, outside): (String, [u32; 2]),
         parent: Option<Parent<'_>>,
         what: (SlotSpec, Payload, &[BorrowedFd<'_>]),
     ) -> SysResult<()> {
@@ -198,7 +198,7 @@ impl Host {
             (None, None) => Kin::Alone,
         };
         fds.extend(payload_fds);
-        self.builder.make(&Make { slot: ground.number, map, kin, spec, payload }, &fds)
+        self.builder.make(&Make { slot: ground.number, map, outside, kin, spec, payload }, &fds)
     }
 
     /// What a zygote may have of a slot's cgroup: good for starting a process in it by clone3(2), and for nothing else. It

@@ -131,6 +131,13 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// The host's ids of the container's PID 1 and of its own code, in a block that starts at `base`.
+    pub(crate) fn both(self, base: u32) -> [u32; 2] {
+        [self.outside(base) - 1, self.outside(base)]
+    }
+}
+
 /// Deals pairs out of one block; a pair is handed out again only after it came back.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs {

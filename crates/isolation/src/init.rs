@@ -20,7 +20,8 @@ use crate::builder::MESSAGE;
 use crate::cgroup::Limits;
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
-use crate::plan::{self, SlotSpec};
+use crate::ids::INSIDE;
+use crate::plan::{self, SlotSpec, Step};
 use crate::seccomp::Role;
 use crate::sys;
 
@@ -114,17 +115,39 @@ pub(crate) struct Birth<'a> {
     pub(crate) host_proc: BorrowedFd<'a>,
     pub(crate) var_mount: Option<BorrowedFd<'a>>,
     pub(crate) spec: &'a SlotSpec,
+    /// For a container of the profile `paper`, which has no mounts and no users of its own.
+    pub(crate) paper: Option<Paper<'a>>,
     pub(crate) payload: &'a Payload,
     /// Become the payload's descriptors 0, 1, 2 and so on.
     pub(crate) fds: &'a [OwnedFd],
 }
 
+/// What a paper container is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Paper<'a> {
+    pub(crate) directories: &'a [String],
+    pub(crate) root: &'a Path,
+    /// The host's user ids of its PID 1 and of its program.
+    pub(crate) ids: [u32; 2],
+}
+
+impl Birth<'_> {
+    /// The uid and gid of its program.
+    fn id(&self) -> u32 {
+        self.paper.map_or(INSIDE, |paper| paper.ids[1])
+    }
+}
+
 /// The life of PID 1; its return value is its exit code.
 pub(crate) fn run(birth: Birth<'_>) -> i32 {
     let payload = prepare(&birth);
+    let unprivileged = birth.paper.map(|paper| Step::SetIds { id: paper.ids[0] });
     // From here on only the way back to the builder is open.
     let Ok(builder) = sys::arrange(&[], birth.builder) else { return 1 };
-    let payload = payload.and_then(|payload| perform(&plan::init(), &Outside::default()).map(|()| payload));
+    let payload = payload.and_then(|payload| {
+        let steps: Vec<Step> = unprivileged.into_iter().chain(plan::init()).collect();
+        perform(&steps, &Outside::default()).map(|()| payload)
+    });
     match payload {
         Ok(payload) => {
             tell(&builder, &FromInit::Ready);
@@ -156,16 +179,20 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     signals.thread_set_mask().call("sigprocmask")?;
     let outside =
         Outside { host_proc: Some(birth.host_proc), proc_mount: fds.pop(), var_mount: birth.var_mount };
-    perform(&plan::slot(birth.spec), &outside)?;
+    let steps = match birth.paper {
+        Some(Paper { directories, root, .. }) => plan::paper(birth.spec, directories, root),
+        None => plan::slot(birth.spec),
+    };
+    perform(&steps, &outside)?;
     drop(outside);
     match birth.payload {
         Payload::Nothing => Ok(None),
         Payload::Command(command) => {
             let program = command.argv.first().map(String::as_str).unwrap_or_default();
-            start(program, birth.fds, |_| become_command(command)).map(Some)
+            start(program, birth.fds, |_| become_command(command, birth.id())).map(Some)
         }
         Payload::Runner(runner) => {
-            start("a runner", birth.fds, |report| become_runner(*runner, report)).map(Some)
+            start("a runner", birth.fds, |report| become_runner(*runner, birth.id(), report)).map(Some)
         }
     }
 }
@@ -203,17 +230,17 @@ fn start(
     Err(errno).call_on("start", format!("{what} ({step})"))
 }
 
-fn become_command(command: &Command) -> SysResult<Infallible> {
+fn become_command(command: &Command, id: u32) -> SysResult<Infallible> {
     let Command { argv, env, directory, role, limits, memory_by_kernel } = command;
     SigSet::empty().thread_set_mask().call("sigprocmask")?;
-    perform(&plan::payload(*role, directory, limits, *memory_by_kernel), &Outside::default())?;
+    perform(&plan::payload(*role, id, directory, limits, *memory_by_kernel), &Outside::default())?;
     execute(argv, env)
 }
 
-fn become_runner(runner: Runner, ready: &mut Option<OwnedFd>) -> SysResult<Infallible> {
+fn become_runner(runner: Runner, id: u32, ready: &mut Option<OwnedFd>) -> SysResult<Infallible> {
     let Runner { role, limits, memory_by_kernel } = runner;
     SigSet::empty().thread_set_mask().call("sigprocmask")?;
-    perform(&plan::payload(role, Path::new("/"), &limits, memory_by_kernel), &Outside::default())?;
+    perform(&plan::payload(role, id, Path::new("/"), &limits, memory_by_kernel), &Outside::default())?;
     *ready = None;
     let owner = std::io::stdin();
     let mut buffer = vec![0; MESSAGE];

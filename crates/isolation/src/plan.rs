@@ -17,7 +17,6 @@ use nix::mount::MsFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Limits;
-use crate::ids::INSIDE;
 use crate::seccomp::Role;
 
 /// One step. [`fmt::Display`] gives the line that snapshots show.
@@ -51,14 +50,25 @@ pub enum Step {
         to: PathBuf,
         attributes: u64,
     },
+    /// The same of one mount alone.
+    BindAlone {
+        from: PathBuf,
+        to: PathBuf,
+        attributes: u64,
+    },
     Pivot {
+        root: PathBuf,
+    },
+    Chroot {
         root: PathBuf,
     },
     ReadOnlyRoot,
     /// Uid and gid 0 of the new user namespace, no supplementary groups.
     BecomeRoot,
     /// The proc file system of the new PID namespace, which the builder's side mounted and passed.
-    AttachProc,
+    AttachProc {
+        at: PathBuf,
+    },
     /// Covers a file with `/dev/null`, if it is there.
     Mask {
         path: PathBuf,
@@ -124,16 +134,19 @@ impl fmt::Display for Step {
             Self::Directory { path, mode } => write!(f, "mkdir {} mode {mode:o}", path.display()),
             Self::Symlink { path, target } => write!(f, "symlink {} -> {}", path.display(), target.display()),
             Self::File { path, contents } => write!(f, "write {} {} bytes", path.display(), contents.len()),
-            Self::Bind { from, to, attributes } => {
+            Self::Bind { from, to, attributes } | Self::BindAlone { from, to, attributes } => {
                 let names = [(RO, " ro"), (NOSUID, " nosuid"), (NODEV, " nodev"), (NOEXEC, " noexec")];
                 let names: String =
                     names.iter().filter(|(bit, _)| attributes & bit != 0).map(|(_, name)| *name).collect();
                 write!(f, "bind {} -> {}{names}", from.display(), to.display())
             }
+            Self::Chroot { root } => write!(f, "chroot {}", root.display()),
             Self::Pivot { root } => write!(f, "pivot_root {}, detach the old root", root.display()),
             Self::ReadOnlyRoot => write!(f, "remount / ro nosuid nodev"),
             Self::BecomeRoot => write!(f, "setgroups [], setresgid 0, setresuid 0"),
-            Self::AttachProc => write!(f, "attach /proc of the new pid namespace, ro nosuid nodev noexec"),
+            Self::AttachProc { at } => {
+                write!(f, "attach {} of the new pid namespace, ro nosuid nodev noexec", at.display())
+            }
             Self::Mask { path } => write!(f, "mask {}", path.display()),
             Self::MaskDirectory { path } => write!(f, "mask {}, a directory", path.display()),
             Self::Devpts => write!(f, "mount devpts /dev/pts, a new instance, nosuid noexec"),
@@ -207,6 +220,8 @@ impl Base {
 const ROOT_BYTES: u64 = 8 << 20;
 const ROOT_INODES: u64 = 1024;
 
+const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+
 /// The plan of `spec`'s root, assembled at `work`.
 pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
     let at = |path: &str| work.join(path.trim_start_matches('/'));
@@ -222,7 +237,8 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
             flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
         },
     ];
-    for name in ["dev", "dev/pts", "dev/shm", "etc", "proc", "sock", "sock/empty", "tmp", "var"] {
+    for name in ["dev", "dev/pts", "dev/shm", "etc", "proc", "sock", "sock/empty", "sock/paper", "tmp", "var"]
+    {
         steps.push(directory(name));
     }
     for name in &spec.base.directories {
@@ -233,7 +249,7 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
     for (name, target) in &spec.base.links {
         steps.push(Step::Symlink { path: at(name), target: target.clone() });
     }
-    for name in ["null", "zero", "full", "random", "urandom"] {
+    for name in DEVICES {
         let path = at("dev").join(name);
         steps.push(Step::File { path: path.clone(), contents: Vec::new() });
         // Not NODEV, or it would be no device.
@@ -284,11 +300,15 @@ pub enum Profile {
     /// Less: no network at all, not even a loopback interface's sockets; no shared memory and no IPC; nothing in `/tmp` can
     /// be executed. For programs that compute and answer.
     Strict,
+    /// The container of the SOCK paper (section 3): bind mounts and chroot, PID, IPC and UTS namespaces, a cgroup, and no user,
+    /// mount, network or cgroup namespace. It sees the host's network and mounts are all in one table. For comparison only;
+    /// what it starts is as unprivileged and filtered as in the others.
+    Paper,
 }
 
 /// There is no profile of that name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no profile {0}: lean, strict")]
+#[error("there is no profile {0}: lean, strict, paper")]
 pub struct NoProfile(String);
 
 impl std::str::FromStr for Profile {
@@ -298,6 +318,7 @@ impl std::str::FromStr for Profile {
         match name {
             "lean" => Ok(Self::Lean),
             "strict" => Ok(Self::Strict),
+            "paper" => Ok(Self::Paper),
             other => Err(NoProfile(other.to_owned())),
         }
     }
@@ -307,7 +328,7 @@ impl Profile {
     /// What a command in it may be.
     pub fn role(self) -> Role {
         match self {
-            Self::Lean => Role::Instance,
+            Self::Lean | Self::Paper => Role::Instance,
             Self::Strict => Role::Strict,
         }
     }
@@ -374,7 +395,7 @@ pub(crate) const EMPTY: &str = "/sock/empty";
 /// The plan of one container, performed by its PID 1.
 pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     let scratch = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let mut steps = vec![Step::BecomeRoot, Step::AttachProc];
+    let mut steps = vec![Step::BecomeRoot, Step::AttachProc { at: "/proc".into() }];
     steps.extend(MASKED_DIRECTORIES.map(|path| Step::MaskDirectory { path: path.into() }));
     steps.extend(MASKED.map(|path| Step::Mask { path: path.into() }));
     let noexec = scratch | MsFlags::MS_NOEXEC;
@@ -409,6 +430,40 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     steps
 }
 
+/// Where the roots of paper containers are, in the builder's own mount namespace.
+pub(crate) const PAPER: &str = "/sock/paper";
+
+/// The plan of a container of the profile `paper`, performed by its PID 1 in the builder's mount namespace. `directories`:
+/// those of the template that are mounts of their own.
+pub fn paper(spec: &SlotSpec, directories: &[String], root: &Path) -> Vec<Step> {
+    let mut steps = vec![
+        Step::Directory { path: root.to_owned(), mode: 0o755 },
+        Step::BindAlone { from: "/".into(), to: root.to_owned(), attributes: RO | NOSUID | NODEV },
+    ];
+    for name in directories {
+        let from = Path::new("/").join(name);
+        steps.push(Step::Bind { from, to: root.join(name), attributes: RO | NOSUID | NODEV });
+    }
+    for name in DEVICES {
+        let from = Path::new("/dev").join(name);
+        steps.push(Step::Bind { from, to: root.join("dev").join(name), attributes: NOSUID | NOEXEC });
+    }
+    steps.extend([
+        Step::AttachProc { at: root.join("proc") },
+        Step::Tmpfs {
+            at: root.join("tmp"),
+            bytes: spec.tmp_bytes,
+            inodes: TMP_INODES,
+            mode: 0o1777,
+            flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        },
+        Step::Hostname { name: spec.hostname.clone() },
+        Step::Chroot { root: root.to_owned() },
+        Step::DropBoundingSet,
+    ]);
+    steps
+}
+
 /// How PID 1 drops everything once its container is made.
 pub fn init() -> Vec<Step> {
     vec![Step::NoCapabilities, Step::NoNewPrivileges, Step::Undumpable, Step::Seccomp { role: Role::Init }]
@@ -435,8 +490,8 @@ pub fn resource_limits(
     list
 }
 
-/// How a command becomes what `role` may be, right before it is executed.
-pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: bool) -> Vec<Step> {
+/// How a command becomes what `role` may be, right before it is executed; `id`: its uid and gid, inside.
+pub fn payload(role: Role, id: u32, directory: &Path, limits: &Limits, memory_by_kernel: bool) -> Vec<Step> {
     let mut steps = vec![Step::NewSession, Step::ChangeDirectory { path: directory.to_owned() }];
     let limits = resource_limits(limits, memory_by_kernel, 0);
     steps.extend(limits.into_iter().map(|(resource, number, value)| Step::Limit { resource, number, value }));
@@ -444,7 +499,7 @@ pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: 
         // It stays the root of its user namespace, by number only: the slots that it enters are owned by that number.
         Role::Zygote => steps.extend([Step::NoRoot, Step::NoCapabilities]),
         Role::Instance | Role::Strict | Role::Init => {
-            steps.extend([Step::SetIds { id: INSIDE }, Step::NoCapabilities])
+            steps.extend([Step::SetIds { id }, Step::NoCapabilities])
         }
     }
     steps.extend([Step::NoNewPrivileges, Step::Landlock, Step::Seccomp { role }]);
@@ -454,6 +509,7 @@ pub fn payload(role: Role, directory: &Path, limits: &Limits, memory_by_kernel: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::INSIDE;
 
     fn lines(steps: &[Step]) -> String {
         steps.iter().map(Step::to_string).collect::<Vec<_>>().join("\n")
@@ -488,13 +544,15 @@ mod tests {
         insta::assert_snapshot!("slot", lines(&slot(&spec)));
         let strict = SlotSpec { profile: Profile::Strict, var: false, ..spec.clone() };
         insta::assert_snapshot!("slot_strict", lines(&slot(&strict)));
+        let paper = paper(&strict, &["usr".into()], Path::new("/sock/paper/7"));
+        insta::assert_snapshot!("slot_paper", lines(&paper));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));
     }
 
     #[test]
     fn plans_of_the_drops() {
-        let plan = |role| lines(&payload(role, Path::new("/"), &Limits::default(), false));
+        let plan = |role| lines(&payload(role, INSIDE, Path::new("/"), &Limits::default(), false));
         insta::assert_snapshot!("payload_instance", plan(Role::Instance));
         insta::assert_snapshot!("payload_zygote", plan(Role::Zygote));
         insta::assert_snapshot!("payload_strict", plan(Role::Strict));

@@ -118,7 +118,7 @@ struct Run {
     /// Memory limit, MB
     #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=10_240))]
     memory: u32,
-    /// How much it may do: lean, or strict (no network, no IPC)
+    /// How much it may do: lean; strict (no network, no IPC); paper (the container of the SOCK paper, for comparison)
     #[arg(long, value_name = "NAME", default_value = "lean")]
     profile: Profile,
     /// User ids for the container that nobody else has

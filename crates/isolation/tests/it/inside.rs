@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("inside::no_descriptor_is_inherited", descriptors),
     ("inside::tmp_has_a_size", tmp_size),
     ("inside::strict_has_no_network_and_no_ipc", strict),
+    ("inside::paper_is_a_chroot_and_lets_nobody_out", paper),
     ("inside::a_directory_that_leaked_in_leads_nowhere", leaked_directory),
     ("inside::the_root_as_the_kernel_lists_it", mounts),
 ];
@@ -253,5 +254,26 @@ print(outcome(lambda: open('/dev/shm/x', 'w')))
 ";
     let shop = Shop::with(ContainerSpec { profile: Profile::Strict, ..spec() })?;
     shop.python(code, "1 made\n1 1 []\n13 made\n30")?;
+    shop.close()
+}
+
+fn paper() -> Result<(), Failed> {
+    let code = r"
+import os, socket
+status = dict(line.split(':', 1) for line in open('/proc/self/status'))
+print(os.getuid() > 65536, status['CapEff'].strip(), status['NoNewPrivs'].strip(), status['Seccomp'].strip())
+print(sorted(p for p in os.listdir('/proc') if p.isdigit()) == ['1', str(os.getpid())], socket.gethostname())
+print(os.path.exists('/etc/shadow'), os.path.exists('/usr/bin/env'), os.listdir('/tmp'))
+for attempt in (lambda: os.chroot('/tmp'), lambda: open('/usr/x', 'w'), lambda: os.listdir('/sock/paper')):
+    try:
+        print(attempt())
+    except OSError as e:
+        print(e.errno)
+open('/tmp/x', 'w').close()
+";
+    let shop = Shop::with(ContainerSpec { profile: Profile::Paper, ..spec() })?;
+    for _ in 0..2 {
+        shop.python(code, "True 0000000000000000 1 2\nTrue test\nFalse True []\n1\n30\n[]")?;
+    }
     shop.close()
 }

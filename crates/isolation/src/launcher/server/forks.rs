@@ -106,7 +106,7 @@ impl Server {
                 // Relative to the zygote's user namespace.
                 server
                     .host
-                    .build(ground, pair.map(0), Some(parent), (spec, Payload::Nothing, &[]))
+                    .build(ground, (pair.map(0), pair.both(uid)), Some(parent), (spec, Payload::Nothing, &[]))
                     .map_err(text)
             })?;
             if let Some(state) = self.zygotes.get_mut(&zygote) {

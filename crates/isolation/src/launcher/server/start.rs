@@ -74,7 +74,10 @@ impl Server {
                 let memory_by_kernel = server.host.has_controller("memory");
                 let command = Command { memory_by_kernel, ..command.clone() };
                 let what = (server.spec(Nesting::Slots), Payload::Command(command), &fds[..]);
-                server.host.build(ground, map, None, what).map_err(text)?;
+                server
+                    .host
+                    .build(ground, (map, [server.host.ids.block(block); 2]), None, what)
+                    .map_err(text)?;
                 Ok((fork_channel, vec![control, log]))
             })?;
         let (number, owner) = (ground.number, Owner::Zygote(zygote, command.limits));
@@ -96,7 +99,8 @@ impl Server {
             let null = null().map_err(text)?;
             let fds = [&null, &log_theirs, &log_theirs, &theirs].map(AsFd::as_fd);
             let command = Command { memory_by_kernel: server.host.has_controller("memory"), ..command };
-            let map = pair.map(server.host.ids.block(0));
+            let base = server.host.ids.block(0);
+            let map = (pair.map(base), pair.both(base));
             let what = (server.spec(Nesting::Forbidden), Payload::Command(command), &fds[..]);
             server.host.build(ground, map, None, what).map_err(text)?;
             Ok(vec![socket, log])
