@@ -11,12 +11,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 /// How long the processes of a server that was killed may take to die: they have up to thousands of containers to take
 /// down, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// A link, which whoever owns the directory may have put there, is not followed: root takes this lock.
+const NO_LINK: i32 = OFlag::O_NOFOLLOW.bits();
 
 /// Why the lock is not ours.
 #[derive(Debug)]
@@ -38,7 +41,14 @@ pub(crate) fn take(path: &Path) -> Result<Flock<File>, NotTaken> {
 }
 
 fn take_within(path: &Path, patience: Duration, mut pause: impl FnMut()) -> Result<Flock<File>, NotTaken> {
-    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(NO_LINK)
+        .open(path);
     let mut file = file.map_err(NotTaken::Io)?;
     let began = std::time::Instant::now();
     loop {

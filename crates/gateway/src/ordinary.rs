@@ -84,12 +84,13 @@ async fn serve(
     let engine =
         Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), interpreters }).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    println!("serving http://{address}");
-    // Whoever started the server may have closed its end by now.
-    let _ = std::io::stdout().flush();
-    // The supervisor is there: this process dies with it.
-    let _ = std::fs::File::from(serving).write_all(b"1");
     let shutdown = async move {
+        // Asked for the first time once the data directory was found good and connections are taken.
+        println!("serving http://{address}");
+        // Whoever started the server may have closed its end by now.
+        let _ = std::io::stdout().flush();
+        // The supervisor is there: this process dies with it.
+        let _ = std::fs::File::from(serving).write_all(b"1");
         stop.recv().await;
     };
     crate::gateway::serve(listener, config, engine, shutdown).await.map_err(chain)

@@ -9,11 +9,11 @@
 //! the gateway. So the death of one ends the other, and both are started anew; what was deployed is on disk.
 //! The supervisor runs no requests, opens no files of functions, and starts no thread: it has to be able to fork.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -370,7 +370,7 @@ const LAYOUT_FILE: &str = "layout";
 /// Before anything in it is touched.
 fn check_layout(root: &Path) -> Result<(), SuperviseError> {
     let path = root.join(LAYOUT_FILE);
-    match fs::read_to_string(&path) {
+    match read_no_link(&path) {
         Ok(text) if text.trim().parse().is_ok_and(|found: i64| found <= LAYOUT) => Ok(()),
         Ok(text) => Err(SuperviseError::Newer { path: root.to_owned(), found: text.trim().to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -378,20 +378,41 @@ fn check_layout(root: &Path) -> Result<(), SuperviseError> {
     }
 }
 
+fn read_no_link(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path);
+    file?.read_to_string(&mut text).map(|_| text)
+}
+
 /// Makes what is in the data directory, which belongs to the gateway's user and to nobody else.
+///
+/// That user is not trusted, and could put anything there while a server ran: no link is followed, and a directory is
+/// given away through a descriptor of itself.
 fn prepare(root: &Path, ids: IdRange) -> Result<(), SuperviseError> {
     let layout = root.join(LAYOUT_FILE);
-    fs::write(&layout, format!("{LAYOUT}\n")).map_err(data(&layout))?;
+    let no_link = OFlag::O_NOFOLLOW.bits();
+    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(no_link).open(&layout);
+    file.and_then(|mut file| writeln!(file, "{LAYOUT}")).map_err(data(&layout))?;
     let id = ids.gateway();
     chown(root, Some(id), Some(id)).map_err(data(root))?;
     for name in ["code", "packages", "logs"] {
         let path = root.join(name);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(data(&path))?;
-        chown(&path, Some(id), Some(id)).map_err(data(&path))?;
+        let directory = directory(&path).map_err(data(&path))?;
+        fchown(&directory, Some(id), Some(id)).map_err(data(&path))?;
     }
     // The launcher mounts on it; it stays root's and, outside the launcher's mount namespace, empty.
     let work = root.join("mnt");
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(data(&work))
+    directory(&work).map(drop).map_err(data(&work))
+}
+
+/// Makes a directory, if there is none; a link to one is none.
+fn directory(path: &Path) -> io::Result<File> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, SuperviseError> {

@@ -40,6 +40,13 @@ pub enum Test {
         /// The values that pass.
         values: Vec<u32>,
     },
+    /// Not one of `first` in one argument together with one of `second` in another.
+    NotBoth {
+        /// Which argument, and its values.
+        first: (u8, Vec<u32>),
+        /// Which other argument, and its values.
+        second: (u8, Vec<u32>),
+    },
     /// The argument is none of these.
     NoneOf {
         /// Which argument.
@@ -144,6 +151,21 @@ fn guard(test: &Test, refusal: sock_filter) -> Program {
             program.push(refusal);
             program
         }
+        Test::NotBoth { first, second } => {
+            let mut rest = vec![load(second.0)];
+            for value in &second.1 {
+                rest.extend([branch(IF_EQUAL, *value, 0, 1), refusal]);
+            }
+            let mut program = vec![load(first.0)];
+            let count = first.1.len();
+            for (index, value) in first.1.iter().enumerate() {
+                // Over the comparisons that are left, and over the jump past the rest.
+                program.push(branch(IF_EQUAL, *value, count - index, 0));
+            }
+            program.push(statement(JUMP, rest.len() as u32));
+            program.extend(rest);
+            program
+        }
         Test::NoneOf { argument, values } => {
             let mut program = vec![load(*argument)];
             for value in values {
@@ -199,6 +221,11 @@ mod tests {
             Test::OneOf { argument, mask, values } => {
                 values.contains(&(arguments[usize::from(*argument)] & mask))
             }
+            Test::NotBoth { first, second } => {
+                let holds =
+                    |(argument, values): &(u8, Vec<u32>)| values.contains(&arguments[usize::from(*argument)]);
+                !(holds(first) && holds(second))
+            }
             Test::NoneOf { argument, values } => !values.contains(&arguments[usize::from(*argument)]),
         };
         match verdict {
@@ -218,6 +245,8 @@ mod tests {
                 values
             }),
             (0..6u8, values()).prop_map(|(argument, values)| Test::NoneOf { argument, values }),
+            ((0..6u8, values()), (0..6u8, values()))
+                .prop_map(|(first, second)| Test::NotBoth { first, second }),
         ];
         prop_oneof![
             Just(Verdict::Allow),

@@ -25,6 +25,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -221,6 +222,7 @@ struct Running {
     made: Option<Vec<OwnedFd>>,
     /// The root of a paper container, which does not go by itself.
     root: Option<PathBuf>,
+    begun: Instant,
 }
 
 struct Server {
@@ -238,6 +240,9 @@ struct Server {
 
 /// The most that are made side by side.
 const SIDE_BY_SIDE: usize = 4;
+
+/// What one may take, which is a thousand times what it takes: somebody holds it up, and would hold up all others.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn serve(caller: OwnedFd, template: &[Step], directories: Vec<String>, parent: Pid) -> SysResult<()> {
     // Nothing else of the caller's: its end of the socket above all, or the builder would never see it closed.
@@ -289,7 +294,8 @@ impl Server {
                 vec![PollFd::new(self.caller.as_fd(), asks), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             let sockets = self.pending.iter().map(|pid| self.running[pid].socket.as_fd());
             wanted.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
-            match poll(&mut wanted, PollTimeout::NONE) {
+            let timeout = if self.pending.is_empty() { PollTimeout::NONE } else { PollTimeout::from(500u16) };
+            match poll(&mut wanted, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno).call("poll"),
             }
@@ -299,6 +305,7 @@ impl Server {
             for pid in spoken.map(|(pid, _)| *pid).collect::<Vec<_>>() {
                 self.finish(pid)?;
             }
+            self.give_up();
             if *died {
                 while let Ok(Some(_)) = signals.read_signal() {}
                 self.reap()?;
@@ -330,7 +337,7 @@ impl Server {
                 _ => return Ok(()),
             };
             self.pending.retain(|other| *other != pid);
-            let Some(Running { slot, socket, made, root }) = self.running.remove(&pid) else { continue };
+            let Some(Running { slot, socket, made, root, .. }) = self.running.remove(&pid) else { continue };
             if let Some(root) = root {
                 remove_root(&root)?;
             }
@@ -363,12 +370,24 @@ impl Server {
         let prepared = self.prepare(init, order.make.spec.var, &socket);
         match prepared {
             Ok(made) => {
-                self.running.insert(init, Running { slot, socket, made: Some(made), root });
+                self.running
+                    .insert(init, Running { slot, socket, made: Some(made), root, begun: Instant::now() });
                 self.pending.push(init);
                 Ok(())
             }
             // It waits for its proc, and ends when that does not come.
             Err(error) => Err(text(error)),
+        }
+    }
+
+    /// Ends those that do not come to an end: reaped, they are told of.
+    fn give_up(&mut self) {
+        let late = self.pending.iter().filter(|pid| self.running[pid].begun.elapsed() > PATIENCE);
+        for pid in late.copied().collect::<Vec<_>>() {
+            self.pending.retain(|other| *other != pid);
+            if let Ok(pidfd) = sys::pidfd_open(pid) {
+                let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            }
         }
     }
 
@@ -474,7 +493,17 @@ impl Server {
         })?;
         drop((report, theirs.take()));
         let mut number = [0; 4];
-        let received = sys::receive(answer.as_fd(), &mut number);
+        // The helper's end is not enough: the maker has the parent's user id, and the parent may have stopped it.
+        let mut wanted = [PollFd::new(answer.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+        let received = match poll(&mut wanted, timeout) {
+            Ok(1..) => sys::receive(answer.as_fd(), &mut number),
+            _ => Err(Errno::ETIMEDOUT),
+        };
+        if received.is_err() {
+            // The maker dies with its cgroup, which the caller takes away.
+            let _ = kill_group(&order.group);
+        }
         let _ = waitpid(helper, None);
         match received {
             Ok((4, _)) => Ok(Pid::from_raw(i32::from_ne_bytes(number))),
@@ -560,6 +589,14 @@ impl Server {
             _ => Err(Errno::EIO).call("mount proc for a container"),
         }
     }
+}
+
+/// Kills whatever is in the cgroup whose directory this is.
+fn kill_group(group: &OwnedFd) -> SysResult<()> {
+    let name = "cgroup.kill";
+    let kill =
+        openat(group, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).call_on("open", name)?;
+    File::from(kill).write_all(b"1").call_on("write", name)
 }
 
 /// Takes away what a paper container had mounted.

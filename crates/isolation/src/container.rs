@@ -133,8 +133,14 @@ struct Inner {
     ended: HashMap<u64, Option<Exit>>,
     /// Why some were not made, which nobody has been told yet.
     failures: VecDeque<String>,
-    /// Dropped, and not gone yet.
-    leaving: Vec<Slot>,
+    /// Dropped or failed, and not gone yet.
+    leaving: Vec<Leaving>,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    ground: Ground,
+    pair: Pair,
 }
 
 impl Workshop {
@@ -216,8 +222,8 @@ impl Inner {
             }
             Some(Event::Failed { slot: number, error }) => {
                 if let Some((ground, pair, _)) = self.building.remove(&number) {
-                    self.pairs.give_back(pair);
-                    self.host.clear(&ground)?;
+                    self.ended.insert(number, None);
+                    self.leaving.push(Leaving { ground, pair });
                 }
                 self.failures.push_back(error);
                 Ok(())
@@ -226,7 +232,7 @@ impl Inner {
                 self.ended.insert(number, exit);
                 // One that died while it was ready: whoever holds a container asks for its end by itself.
                 if let Some(at) = self.ready.iter().position(|slot| slot.ground.number == number) {
-                    self.leaving.extend(self.ready.remove(at));
+                    self.leaving.extend(self.ready.remove(at).map(Leaving::from));
                 }
                 Ok(())
             }
@@ -289,19 +295,32 @@ impl Inner {
 
     /// Takes away what is left of the ended ones that nobody holds any more.
     fn bury(&mut self) -> SysResult<()> {
-        for slot in std::mem::take(&mut self.leaving) {
-            if self.ended.contains_key(&slot.ground.number) && self.host.clear(&slot.ground)? {
-                self.forget(&slot);
-            } else {
-                self.leaving.push(slot);
+        let mut failed = Ok(());
+        for left in std::mem::take(&mut self.leaving) {
+            let is_gone = failed.is_ok() && self.ended.contains_key(&left.ground.number);
+            match if is_gone { self.host.clear(&left.ground) } else { Ok(false) } {
+                Ok(true) => {
+                    self.ended.remove(&left.ground.number);
+                    self.pairs.give_back(left.pair);
+                }
+                Ok(false) => self.leaving.push(left),
+                Err(error) => {
+                    self.leaving.push(left);
+                    failed = Err(error);
+                }
             }
         }
-        Ok(())
+        failed
     }
 
-    fn forget(&mut self, slot: &Slot) {
-        self.ended.remove(&slot.ground.number);
-        self.pairs.give_back(slot.pair);
+    fn is_leaving(&self, number: u64) -> bool {
+        self.leaving.iter().any(|left| left.ground.number == number)
+    }
+}
+
+impl From<Slot> for Leaving {
+    fn from(Slot { ground, pair, .. }: Slot) -> Self {
+        Self { ground, pair }
     }
 }
 
@@ -372,23 +391,23 @@ impl Container {
     /// away by a later [`Workshop::tend`], should it end.
     pub fn destroy(mut self) -> Result<(), DestroyError> {
         let Some(slot) = self.slot.take() else { return Ok(()) };
-        let (begin, mut inner) = (Instant::now(), self.inner.borrow_mut());
-        if !inner.ended.contains_key(&slot.ground.number) {
-            slot.kill()?;
-        }
+        let (begin, mut inner, number) = (Instant::now(), self.inner.borrow_mut(), slot.ground.number);
+        let killed = if inner.ended.contains_key(&number) { Ok(()) } else { slot.kill() };
+        let group = slot.ground.group.clone();
+        // From here on it is the workshop's, whatever fails.
+        inner.leaving.push(slot.into());
+        killed?;
         loop {
-            if inner.ended.contains_key(&slot.ground.number) && inner.host.clear(&slot.ground)? {
-                inner.forget(&slot);
+            inner.bury()?;
+            if !inner.is_leaving(number) {
                 return Ok(());
             }
             let left = PATIENCE.saturating_sub(begin.elapsed());
             if left.is_zero() {
-                let processes = slot.ground.group.processes()?.into_iter().map(describe).collect();
-                inner.leaving.push(slot);
-                return Err(DestroyError::Stuck(processes));
+                return Err(DestroyError::Stuck(group.processes()?.into_iter().map(describe).collect()));
             }
-            if inner.ended.contains_key(&slot.ground.number) {
-                slot.ground.group.wait_for_change()?;
+            if inner.ended.contains_key(&number) {
+                group.wait_for_change()?;
             } else if inner.has_event(left)? {
                 inner.take_event()?;
             }
@@ -403,7 +422,7 @@ impl Drop for Container {
             let _ = slot.kill();
             // Only `stop` holds it for longer than a call, and after that nothing is left to do.
             if let Ok(mut inner) = self.inner.try_borrow_mut() {
-                inner.leaving.push(slot);
+                inner.leaving.push(slot.into());
             }
         }
     }

@@ -414,7 +414,7 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     if spec.nesting == Nesting::Slots {
         steps.push(Step::CoverRoot);
     } else {
-        const NAMESPACES: [&str; 7] = [
+        const NAMESPACES: [&str; 8] = [
             "user/max_user_namespaces",
             "user/max_mnt_namespaces",
             "user/max_pid_namespaces",
@@ -422,6 +422,7 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
             "user/max_ipc_namespaces",
             "user/max_uts_namespaces",
             "user/max_cgroup_namespaces",
+            "user/max_time_namespaces",
         ];
         steps.extend(NAMESPACES.map(|name| Step::Sysctl { name, value: 0 }));
     }

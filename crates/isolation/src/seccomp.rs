@@ -18,6 +18,11 @@
 //! * open_by_handle_at: opens by inode, past every mount. name_to_handle_at goes with it.
 //! * socket: UNIX and internet families without raw sockets; no packet, netlink, vsock or any other family.
 //! * ioctl TIOCSTI and TIOCLINUX: type into the terminal that `sock run` was started from.
+//! * setsockopt of SO_LINGER: whoever is passed such a socket, or only throws it away, waits in close(2), and the platform's
+//!   own sockets can pass one. Of netfilter, xfrm and multicast routing, and the ioctls that set up interfaces, routes and
+//!   bridges: a zygote's child has every capability in its slot for a moment, and these are large parts of the kernel.
+//! * signals that stop, to a process: one that the platform waits for would never answer. (job control's keys still work)
+//! * sockets of other protocols than TCP and UDP.
 //! * personality other than Linux's own: switches off address space randomisation.
 
 use std::collections::BTreeMap;
@@ -137,6 +142,24 @@ const INIT: &[u32] = numbers![
     SYS_mmap SYS_brk SYS_futex SYS_getpid SYS_gettid SYS_sigaltstack
 ];
 
+/// fcntl(2); not in every libc.
+const F_SETSIG: u32 = 10;
+
+/// Socket options, of IP and IPv6, that set up packet filters (IPT_, IP6T_, ARPT_ and EBT_SO_SET_…), encryption (…_XFRM_POLICY and
+/// its kin) and multicast routing (MRT_…).
+const TABLES: &[u32] = &[
+    16, 17, 34, 35, 64, 65, 66, 67, 96, 97, 98, 99, 128, 129, 130, 131, 200, 201, 202, 203, 204, 205, 206,
+    207, 208, 209, 210, 211, 212,
+];
+
+/// ioctls that change interfaces, addresses, routes, neighbours, bridges and bonds: netdevice(7) and linux/sockios.h.
+const SET_UP_NETWORKS: &[u32] = &[
+    0x890b, 0x890c, 0x890d, 0x8911, 0x8914, 0x8916, 0x8918, 0x891a, 0x891c, 0x891e, 0x8920, 0x8922, 0x8923,
+    0x8924, 0x8926, 0x8928, 0x8930, 0x8931, 0x8932, 0x8934, 0x8936, 0x8937, 0x8943, 0x8946, 0x8949, 0x8953,
+    0x8955, 0x8960, 0x8962, 0x8971, 0x8980, 0x8981, 0x8983, 0x8990, 0x8991, 0x8992, 0x8993, 0x8994, 0x8995,
+    0x89a0, 0x89a1, 0x89a2, 0x89a3, 0x89b0,
+];
+
 const NEW_NAMESPACE: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -166,11 +189,35 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     let kind = Test::OneOf { argument: 1, mask: 0xf, values: kinds };
     let values = if role == Role::Strict { vec![unix] } else { vec![unix, inet, inet6] };
     let families = Test::OneOf { argument: 0, mask: u32::MAX, values };
-    table.insert(libc::SYS_socket as u32, refuse(vec![families, kind.clone()]));
+    let usual = [0, libc::IPPROTO_TCP as u32, libc::IPPROTO_UDP as u32].to_vec();
+    let protocol = Test::OneOf { argument: 2, mask: u32::MAX, values: usual };
+    table.insert(libc::SYS_socket as u32, refuse(vec![families, kind.clone(), protocol]));
     let local = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![unix] };
     table.insert(libc::SYS_socketpair as u32, refuse(vec![local, kind]));
-    let typing = vec![libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
-    table.insert(libc::SYS_ioctl as u32, refuse(vec![Test::NoneOf { argument: 1, values: typing }]));
+    let mut setting = vec![libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
+    setting.extend(SET_UP_NETWORKS);
+    table.insert(libc::SYS_ioctl as u32, refuse(vec![Test::NoneOf { argument: 1, values: setting }]));
+    let lingering = (1, vec![libc::SOL_SOCKET as u32]);
+    let linger = Test::NotBoth { first: lingering, second: (2, vec![libc::SO_LINGER as u32]) };
+    let levels = (1, vec![libc::IPPROTO_IP as u32, libc::IPPROTO_IPV6 as u32]);
+    let tables = Test::NotBoth { first: levels, second: (2, TABLES.to_vec()) };
+    table.insert(libc::SYS_setsockopt as u32, refuse(vec![linger, tables]));
+    let stopping: Vec<u32> =
+        [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].map(|signal| signal as u32).to_vec();
+    for (number, argument) in [
+        (libc::SYS_kill, 1),
+        (libc::SYS_tkill, 1),
+        (libc::SYS_tgkill, 2),
+        (libc::SYS_rt_sigqueueinfo, 1),
+        (libc::SYS_rt_tgsigqueueinfo, 2),
+        (libc::SYS_pidfd_send_signal, 1),
+    ] {
+        let test = Test::NoneOf { argument, values: stopping.clone() };
+        table.insert(number as u32, refuse(vec![test]));
+    }
+    // A signal of the caller's choice, when something can be read.
+    let by_descriptor = Test::NoneOf { argument: 1, values: vec![F_SETSIG] };
+    table.insert(libc::SYS_fcntl as u32, refuse(vec![by_descriptor]));
     // 0 is Linux; all ones asks which it is.
     let own = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![0, u32::MAX] };
     table.insert(libc::SYS_personality as u32, refuse(vec![own]));

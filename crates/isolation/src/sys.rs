@@ -292,6 +292,24 @@ pub(crate) fn drop_capabilities() -> SysResult<()> {
     check(unsafe { libc::syscall(libc::SYS_capset, &header, &none) }).map(drop).call("capset")
 }
 
+/// Has `socket`, of the family UNIX, take no descriptors any more, where the kernel can (Linux 6.16: SO_PASSRIGHTS). What
+/// somebody passes has to be closed by who got it, and closing may wait.
+pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let no: libc::c_int = 0;
+    // SAFETY: the value is an integer of the size that is told, and outlives the call. A kernel that does not know the option
+    // changes nothing.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const no).cast(),
+            size_of_val(&no) as libc::socklen_t,
+        );
+    }
+}
+
 /// landlock_create_ruleset(2), asked for its version.
 pub(crate) fn landlock_version() -> Result<i32, Errno> {
     const VERSION: u32 = 1;

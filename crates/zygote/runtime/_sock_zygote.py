@@ -22,6 +22,7 @@ import _sock_instance as instance
 baseline = instance.baseline()
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -44,7 +45,9 @@ UID = 1000
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
 PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 4, 24, 36
-SYS_CAPSET, SYS_SECCOMP = {"x86_64": (126, 317), "aarch64": (91, 277)}[os.uname().machine]
+SYS_CAPSET, SYS_SECCOMP, SYS_RSEQ = {"x86_64": (126, 317, 334), "aarch64": (91, 277, 293)}[os.uname().machine]
+# x86_64 only, as the native fork is.
+SYS_ARCH_PRCTL, ARCH_GET_FS = 158, 0x1003
 
 libc = ctypes.CDLL(None, use_errno=True)
 # Looked up now, while there is time: after a fork each first use would cost page faults.
@@ -101,17 +104,41 @@ def load_fork():
     return ctypes.PYFUNCTYPE(ctypes.c_long, *kinds)(address)
 
 
+def find_rseq():
+    """What the C library registered with rseq(2) for this thread: address and size; None where it has not."""
+    try:
+        offset = ctypes.c_ssize_t.in_dll(libc, "__rseq_offset").value
+        size = ctypes.c_uint.in_dll(libc, "__rseq_size").value
+    except ValueError:
+        return None
+    pointer = ctypes.c_ulong()
+    if not size or syscall(SYS_ARCH_PRCTL, ARCH_GET_FS, ctypes.byref(pointer)) < 0:
+        return None
+    return pointer.value + offset, max(32, size)
+
+
+def register_rseq():
+    """Again, in the child: the helper shared the zygote's memory, and a process that does so loses it. Without, the C library
+    would go on believing that it runs on the processor where the zygote forked."""
+    if rseq is not None:
+        check(syscall(SYS_RSEQ, ctypes.c_void_p(rseq[0]), rseq[1], 0, 0x53053053), "rseq")
+
+
 enter_and_fork = load_fork()
+rseq = find_rseq()
 fork_of_libc = ctypes.cast(libc.fork, ctypes.c_void_p)
 
 
 def fork_into(fds):
     """As os.fork(), with the child in the slot's cgroup, user and PID namespace."""
     clone_arguments.cgroup = fds["group"]
+    # A helper that is killed on its way leaves this.
+    forked.value = -errno.ESRCH
     before_fork()
     helper = enter_and_fork(ctypes.byref(clone_arguments), ctypes.sizeof(clone_arguments), fds["user"], fds["pid"],
                             fork_of_libc, ctypes.byref(forked))
     if helper == 0:
+        register_rseq()
         after_in_child()
         return 0
     after_in_parent()

@@ -357,7 +357,10 @@ fn io_text(error: std::io::Error) -> String {
 }
 
 fn stream_pair() -> SysResult<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).call("socketpair")
+    let pair =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).call("socketpair")?;
+    sys::refuse_descriptors(pair.0.as_fd());
+    Ok(pair)
 }
 
 fn null() -> SysResult<OwnedFd> {

@@ -72,3 +72,16 @@ fn a_function_is_nobody_and_can_do_nothing() {
         check(&answer.body, name);
     }
 }
+
+/// The helper that forks it shares the zygote's memory, and whoever does so loses what tells the C library.
+#[test]
+fn a_forked_function_knows_which_processor_it_is_on() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/processor.py"), "processor", &[]);
+    let answer = server.run("processor", &json!({}));
+    assert_ne!(answer.start, "cold", "{answer:?}");
+    for pair in answer.body.as_array().unwrap() {
+        assert_eq!(pair[0], pair[1], "{answer:?}");
+    }
+}

@@ -127,6 +127,47 @@ fn a_newer_data_directory_is_refused_and_left_as_it_is() {
     assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
 }
 
+/// The gateway is not trusted, and owns the directory: it could have somebody else's things given to it at the next start.
+#[test]
+fn links_in_the_data_directory_are_not_followed() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    assert!(server.stop());
+    let victim = tempfile::tempdir().unwrap();
+    fs::write(victim.path().join("file"), "precious").unwrap();
+    for (name, target) in
+        [("code", ""), ("packages", ""), ("logs", ""), ("mnt", ""), ("lock", "file"), ("layout", "file")]
+    {
+        let (path, kept) = (data.path().join(name), data.path().join("kept"));
+        fs::rename(&path, &kept).unwrap();
+        std::os::unix::fs::symlink(victim.path().join(target), &path).unwrap();
+        let (code, said) = refused(data.path(), LOOPBACK, &[]);
+        assert_eq!(code, Some(1), "{name}: {said}");
+        assert!(said.contains(name), "{name}: {said}");
+        assert_eq!(fs::read_to_string(victim.path().join("file")).unwrap(), "precious", "{name}");
+        assert_eq!(fs::metadata(victim.path()).unwrap().uid(), 0, "{name}");
+        fs::remove_file(&path).unwrap();
+        fs::rename(&kept, &path).unwrap();
+    }
+    assert!(Server::start(data.path()).stop());
+}
+
+/// What starting again does not mend ends the server, and says why.
+#[test]
+fn a_registry_that_is_none_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    assert!(Server::start(data.path()).stop());
+    for name in ["sock.db", "sock.db-wal", "sock.db-shm"] {
+        let _ = fs::remove_file(data.path().join(name));
+    }
+    fs::write(data.path().join("sock.db"), [7; 8192]).unwrap();
+    let owner = fs::metadata(data.path()).unwrap().uid();
+    std::os::unix::fs::chown(data.path().join("sock.db"), Some(owner), None).unwrap();
+    let (code, said) = refused(data.path(), LOOPBACK, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("file is not a database") && said.contains("did not start"), "{said}");
+}
+
 #[test]
 fn nobody_is_let_in_without_a_key_from_another_machine() {
     let data = tempfile::tempdir().unwrap();

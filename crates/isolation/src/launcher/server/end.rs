@@ -100,6 +100,8 @@ impl Server {
         // Both may be gone already, and that is what is wanted.
         let _ = sys::pidfd_signal(made.pidfd.as_fd(), libc::SIGKILL);
         let _ = ground.group.kill();
+        // A zygote that could start processes in it has to do so no more, or it would never be empty.
+        let _ = ground.group.let_join(0);
         let number = ground.number;
         self.dying.insert(number, Dying { ground, ids, ended: false, farewell: None });
     }

@@ -15,6 +15,7 @@ use crate::ids::{BLOCK, Pair};
 use crate::init::{Command, Payload};
 use crate::launcher::wire::{Files, InstanceId, MAX_READY, Reply, StartZygote, ZygoteId};
 use crate::plan::Nesting;
+use crate::sys;
 
 pub(super) enum Owner {
     /// With the limits of its own processes.
@@ -63,6 +64,7 @@ impl Server {
             self.ground(Within::NewFamily, Ids::Block(block), |server, ground| {
                 server.show(ground, &files)?;
                 let (fork_channel, theirs) = builder::pair().map_err(text)?;
+                sys::refuse_descriptors(fork_channel.as_fd());
                 fcntl(&fork_channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
                     .call("fcntl F_SETFL")
                     .map_err(text)?;

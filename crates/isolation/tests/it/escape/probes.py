@@ -364,6 +364,36 @@ def core_dumps():
 def raw_socket():
     socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
 
+def lingering_socket():
+    """Whoever closes one last waits for its peer: passed to the platform, the platform waits."""
+    socket.socket(socket.AF_INET).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+
+def other_options():
+    """What programs do set is allowed."""
+    end = socket.socket(socket.AF_INET6)
+    end.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return "allowed"
+
+def packet_filter():
+    socket.socket(socket.AF_INET).setsockopt(socket.IPPROTO_IP, 64, bytes(128))
+
+def interface():
+    fcntl.ioctl(socket.socket(socket.AF_INET), 0x8914, struct.pack("16sH22x", b"lo", 0))
+
+def multipath_socket():
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+
+def stop_a_process():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def signal_by_descriptor():
+    fcntl.fcntl(0, 10, signal.SIGSTOP)
+
+def time_namespace():
+    call("unshare", 0x80)
+
 def packet_socket():
     socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 
