@@ -144,7 +144,6 @@ mod controls {
             ("mount_cgroup", with_capabilities(&[LANDLOCK]), 0),
             ("unmask_proc", with_capabilities(&[LANDLOCK]), 0),
             ("new_mount_interface", with_capabilities(&[]), 0),
-            ("open_tree", with_capabilities(&[NEW_MOUNTS]), 0),
             ("chroot", with_capabilities(&[]), 0),
             ("become_root", with_capabilities(&[]), 0),
             ("raw_socket", with_capabilities(&[]), 0),
