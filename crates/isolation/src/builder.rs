@@ -436,7 +436,9 @@ impl Server {
             }
             Ok(FromInit::Failed(error)) => {
                 // It ends by itself, which is nobody's news any more.
-                self.running.remove(&init);
+                if let Some(root) = self.running.remove(&init).and_then(|running| running.root) {
+                    remove_root(&root)?;
+                }
                 self.tell(&FromBuilder::Failed { slot, error }, &[])
             }
             // It has ended, and is reaped next.

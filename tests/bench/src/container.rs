@@ -226,11 +226,14 @@ fn field(path: &str, name: &str) -> Result<u64> {
     value.with_context(|| format!("{path} has no {name}"))
 }
 
-/// The first child: it was forked by `Host::start`, and its own children are the containers.
+/// The child that `Host::start` forked, which has this program's name as no peer's daemon has; the containers are its own
+/// children.
 fn builder() -> Result<u32> {
     let id = std::process::id();
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
-    children.split_whitespace().next().and_then(|pid| pid.parse().ok()).context("there is no builder")
+    let mut children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.find(|pid| name(*pid) == name(id)).context("there is no builder")
 }
 
 /// A program, with nothing on its standard streams, that has to succeed.
