@@ -22,7 +22,9 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::Value;
@@ -75,6 +77,9 @@ pub(crate) async fn answer(
     if let Ok(id) = HeaderValue::try_from(&call.request_id) {
         answer.headers_mut().insert(REQUEST_ID, id);
     }
+    if call.is_chunked() {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Ok(Route::Invoke(_) | Route::Run(_)) = Route::of(&call.head.method, call.head.uri.path()) {
         invoke::mark_not_started(&mut answer);
     }
@@ -100,7 +105,7 @@ async fn respond(call: &Call, incoming: Incoming, arrived: impl FnOnce()) -> Res
             // Who waits for leave to send a body has to be told that there is none.
             if !call.head.headers.contains_key(EXPECT) {
                 let rest = body::pass_over(incoming, limits.body);
-                if call.gateway.is_draining() {
+                if call.gateway.is_draining() || call.is_chunked() {
                     // The connection is closed after the answer: to a client that still writes, the answer would be lost.
                     rest.await;
                 } else {
@@ -228,6 +233,12 @@ impl Call {
 
     fn header(&self, name: &str) -> Option<&str> {
         self.head.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Whether the body came in chunks. A length beside them is not shown to us, and a proxy in front that went by it would take what
+    /// follows this body for its end, so nothing may follow: RFC 9112, section 6.1.
+    fn is_chunked(&self) -> bool {
+        self.head.headers.contains_key(TRANSFER_ENCODING)
     }
 
     fn host(&self) -> &str {

@@ -5,7 +5,8 @@
 //! invocation at a time; several of one function run side by side.
 //!
 //! Nothing is routed to a process before the launcher has looked at it from outside. An instance that timed out, broke the
-//! protocol or died is ended and never used again; an invocation is never sent twice.
+//! protocol or died is ended and never used again. An invocation is sent twice only if the instance that was idle had not read
+//! it when it ended.
 
 mod ending;
 mod function;
@@ -454,32 +455,42 @@ impl Engine {
             return failed("the server is stopping".into(), phases, StartKind::Cold);
         }
         phases.queue = invocation.received.elapsed();
-        let (mut instance, start) = match self.take_idle(&function) {
-            Some(instance) => (instance, StartKind::Warm),
-            None => match self.start_for(&function, &mut phases).await {
-                Ok(started) => started,
-                Err(failure) => return start_failed(failure, phases, &invocation),
-            },
-        };
-        let log_before = match start {
-            StartKind::Warm => instance.peer.take_output().text,
-            // What the handler's import wrote is this invocation's.
-            _ => Vec::new(),
-        };
-        let begin = Instant::now();
-        let exchange = exchange(&mut instance.peer, &function, &invocation);
-        let answered = tokio::time::timeout(function.timeout, exchange).await;
-        phases.handler = begin.elapsed();
-        let result = match answered {
-            Ok(Ok(result)) => result,
-            Ok(Err(error)) => {
-                let how = self.destroy(&mut instance).await;
-                ended(&error, &how)
+        let mut log_before = Vec::new();
+        let mut attempt = 1;
+        let (mut instance, start, result) = loop {
+            let idle = if attempt < ATTEMPTS { self.take_idle(&function) } else { None };
+            let (mut instance, start) = match idle {
+                Some(instance) => (instance, StartKind::Warm),
+                None => match self.start_for(&function, &mut phases).await {
+                    Ok(started) => started,
+                    Err(failure) => return start_failed(failure, phases, &invocation, log_before),
+                },
+            };
+            if start == StartKind::Warm {
+                log_before.extend(instance.peer.take_output().text);
             }
-            Err(_) => {
-                let _ = self.destroy(&mut instance).await;
-                InvocationResult::Timeout
-            }
+            let begin = Instant::now();
+            let exchange = exchange(&mut instance.peer, &function, &invocation);
+            let answered = tokio::time::timeout(function.timeout, exchange).await;
+            phases.handler = begin.elapsed();
+            let result = match answered {
+                Ok(Ok(result)) => result,
+                Ok(Err(error)) => {
+                    let how = self.destroy(&mut instance).await;
+                    if start == StartKind::Warm && matches!(error, PeerError::Unread) {
+                        // What an earlier invocation had done to it is no reason for this one to fail.
+                        log_before.extend(instance.peer.take_output().text);
+                        attempt += 1;
+                        continue;
+                    }
+                    ended(&error, &how)
+                }
+                Err(_) => {
+                    let _ = self.destroy(&mut instance).await;
+                    InvocationResult::Timeout
+                }
+            };
+            break (instance, start, result);
         };
         let Output { text: log, dropped: log_truncated } = instance.peer.take_output();
         if instance.id != GONE && instance.max_memory_mb == 0 {
@@ -565,7 +576,12 @@ fn failed(why: String, phases: Phases, start: StartKind) -> Outcome {
     Outcome { result, start, phases, log_before, log, log_truncated: 0, max_memory_mb: 0 }
 }
 
-fn start_failed(failure: StartFailure, phases: Phases, invocation: &Invocation) -> Outcome {
+fn start_failed(
+    failure: StartFailure,
+    phases: Phases,
+    invocation: &Invocation,
+    log_before: Vec<u8>,
+) -> Outcome {
     let StartFailure { kind, error } = failure;
     let (result, output) = match error {
         StartError::Platform(why) => return failed(why, phases, kind),
@@ -587,7 +603,7 @@ fn start_failed(failure: StartFailure, phases: Phases, invocation: &Invocation) 
         }
     };
     let Output { text: log, dropped: log_truncated } = output;
-    Outcome { result, start: kind, phases, log_before: Vec::new(), log, log_truncated, max_memory_mb: 0 }
+    Outcome { result, start: kind, phases, log_before, log, log_truncated, max_memory_mb: 0 }
 }
 
 impl Runner for Engine {

@@ -26,6 +26,7 @@ use sock_isolation::launcher::{self, server};
 use sock_isolation::process::{self, Child};
 use sock_isolation::{Exit, Host, HostOptions, IdClash, IdRange, NoBase, SyscallError, Template};
 
+use crate::keys::{AccessKey, KeyError};
 use crate::lock::{self, NotTaken};
 use crate::registry::LAYOUT;
 
@@ -101,8 +102,21 @@ pub enum SuperviseError {
         /// The directory.
         path: PathBuf,
         /// What its `layout` says.
+        found: i64,
+    },
+    /// Written by something else.
+    #[error(
+        "{path} says {found:?}, which is no layout of a data directory: put the number back that was there, or choose another --data-dir"
+    )]
+    NoLayout {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
         found: String,
     },
+    /// See [`KeyError`].
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Somebody else serves it.
     #[error(
         "the data directory {path} is in use by process {pid}; stop that server or choose another --data-dir"
@@ -162,6 +176,8 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     if options.no_auth && !options.listen.ip().is_loopback() {
         return Err(SuperviseError::OpenToAll(options.listen));
     }
+    // The gateway reads it again; what is wrong with it need not wait for that.
+    options.access_key.as_deref().map(AccessKey::parse).transpose()?;
     options.pythons.iter().try_for_each(|path| check_python(path))?;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     check_limits(options)?;
@@ -371,8 +387,13 @@ const LAYOUT_FILE: &str = "layout";
 fn check_layout(root: &Path) -> Result<(), SuperviseError> {
     let path = root.join(LAYOUT_FILE);
     match read_no_link(&path) {
-        Ok(text) if text.trim().parse().is_ok_and(|found: i64| found <= LAYOUT) => Ok(()),
-        Ok(text) => Err(SuperviseError::Newer { path: root.to_owned(), found: text.trim().to_owned() }),
+        // Cut off before its first byte was written: it holds what it held without the file.
+        Ok(text) if text.is_empty() => Ok(()),
+        Ok(text) => match text.trim().parse() {
+            Ok(1..=LAYOUT) => Ok(()),
+            Ok(found) if found > LAYOUT => Err(SuperviseError::Newer { path: root.to_owned(), found }),
+            _ => Err(SuperviseError::NoLayout { path, found: text.chars().take(40).collect() }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(data(&path)(error)),
     }

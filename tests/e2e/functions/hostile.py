@@ -270,6 +270,11 @@ def gives_cue(event, context):
     hang()
 
 
+def stops_blocking(event, context):
+    os.set_blocking(SOCKET, False)
+    return "answered"
+
+
 def exits_later(event, context):
     when_idle(lambda: os._exit(0))
     return "answered"

@@ -83,8 +83,8 @@ pub(crate) enum Outcome {
     Exited(i32),
     /// The kernel, or the init, gave up; the last lines of the console.
     Panicked(String),
-    /// It no longer told that it lives.
-    Hung,
+    /// It no longer told that it lives, or never did; the last lines of the console.
+    Hung(String),
     /// It ended without telling how.
     NoResult(String),
     /// It lived, for longer than it may.
@@ -93,8 +93,8 @@ pub(crate) enum Outcome {
 
 /// See [`Machine::silence`]: an emulated machine on a busy host may be late.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
-/// Until it stands.
-const BOOT: Duration = Duration::from_secs(120);
+/// Until it stands: many times what the slowest host was seen to need.
+const BOOT: Duration = Duration::from_secs(60);
 /// Results that fit on their disk, bytes; the file is sparse.
 const RESULTS: u64 = 1 << 30;
 /// A disk for tests that swap, bytes; sparse too.
@@ -137,14 +137,19 @@ impl Machine<'_> {
             }
         };
         let ended = listen(&events, began, (self.timeout, self.silence), stands);
-        if ended.is_none() || matches!(ended, Some(Outcome::Hung | Outcome::TimedOut)) {
+        if !matches!(ended, End::Exited(_)) {
             // Nothing more will be heard of it: QEMU is gone, or has to go.
             let _ = qemu.kill();
         }
         let status = qemu.wait().context("failed to wait for QEMU")?;
         fs::remove_file(self.directory.join("swap"))?;
         let _ = (listener.join(), printer.join());
-        let outcome = ended.unwrap_or_else(|| self.why(status.code()));
+        let outcome = match ended {
+            End::Exited(code) => Outcome::Exited(code),
+            End::TimedOut => Outcome::TimedOut,
+            End::Silent => Outcome::Hung(last(&self.said("console.log"), CONSOLE_LINES)),
+            End::Gone => judge(&self.said("console.log"), &self.said("qemu.log"), status.code()),
+        };
         if !matches!(outcome, Outcome::Exited(_)) {
             fs::remove_file(self.directory.join("results.tar"))?;
         }
@@ -239,41 +244,53 @@ impl Machine<'_> {
         }))
     }
 
-    /// Why QEMU ended without a word of the init's.
-    fn why(&self, code: Option<i32>) -> Outcome {
-        let read = |name: &str| fs::read(self.directory.join(name)).unwrap_or_default();
-        let console = String::from_utf8_lossy(&read("console.log")).into_owned();
-        let said = String::from_utf8_lossy(&read("qemu.log")).into_owned();
-        judge(&console, &said, code)
+    /// What is in one of its logs.
+    fn said(&self, log: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.directory.join(log)).unwrap_or_default()).into_owned()
     }
 }
 
 /// Of the console, after a panic.
 const PANIC_LINES: usize = 40;
+/// Of the console, where it says nothing of a panic.
+const CONSOLE_LINES: usize = 10;
+
+fn last(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
 
 /// A panic shows on the console; anything else that ends QEMU is an end without a result.
 fn judge(console: &str, qemu: &str, code: Option<i32>) -> Outcome {
-    let last = |text: &str, count: usize| {
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(count)..].join("\n")
-    };
     if let Some(at) = console.find("Kernel panic") {
         // From there on: how much the kernel says afterwards, and whether all of it gets out, differs from time to time.
         let begin = console[..at].rfind('\n').map_or(0, |end| end + 1);
         let said: Vec<&str> = console[begin..].lines().take(PANIC_LINES).collect();
         return Outcome::Panicked(said.join("\n"));
     }
-    Outcome::NoResult(format!("QEMU: {code:?} {}\nconsole: {}", qemu.trim(), last(console, 10)))
+    let console = last(console, CONSOLE_LINES);
+    Outcome::NoResult(format!("QEMU: {code:?} {}\nconsole: {console}", qemu.trim()))
 }
 
-/// Follows the events until the end; `stands` is told when the system stood, from QEMU's start. Nothing: the machine
-/// ended without telling how.
+/// What was heard of a machine last.
+enum End {
+    /// Its program's exit code.
+    Exited(i32),
+    /// Nothing for too long.
+    Silent,
+    /// That it lives, for too long.
+    TimedOut,
+    /// QEMU is gone.
+    Gone,
+}
+
+/// Follows the events until the end; `stands` is told when the system stood, from QEMU's start.
 fn listen(
     events: &Receiver<String>,
     began: Instant,
     (timeout, silence): (Duration, Duration),
     stands: impl Fn(Duration),
-) -> Option<Outcome> {
+) -> End {
     let (mut ready, mut exit) = (false, None);
     let mut heard = began;
     loop {
@@ -286,14 +303,14 @@ fn listen(
                         ready = true;
                         stands(began.elapsed());
                     }
-                    Some(("exit", code)) => exit = code.parse().ok().map(Outcome::Exited),
+                    Some(("exit", code)) => exit = code.parse().ok(),
                     _ => {}
                 }
             }
             // With an exit it powers off; until then its disks are not written.
-            Err(RecvTimeoutError::Disconnected) => return exit,
-            Err(RecvTimeoutError::Timeout) if over <= Instant::now() => return Some(Outcome::TimedOut),
-            Err(RecvTimeoutError::Timeout) => return Some(Outcome::Hung),
+            Err(RecvTimeoutError::Disconnected) => return exit.map_or(End::Gone, End::Exited),
+            Err(RecvTimeoutError::Timeout) if over <= Instant::now() => return End::TimedOut,
+            Err(RecvTimeoutError::Timeout) => return End::Silent,
         }
     }
 }
@@ -310,7 +327,11 @@ impl Outcome {
             Self::Panicked(said) => {
                 format!("the machine panicked; its console, in {logs}, then said:\n{said}")
             }
-            Self::Hung => format!("the machine hangs: it no longer tells that it lives; logs are in {logs}"),
+            Self::Hung(said) => {
+                format!(
+                    "the machine hangs: it does not tell that it lives; logs are in {logs}; its console ends:\n{said}"
+                )
+            }
             Self::NoResult(said) => {
                 format!("the machine ended without a result; logs are in {logs}:\n{said}")
             }

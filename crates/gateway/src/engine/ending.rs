@@ -18,10 +18,12 @@ pub(super) fn ended(error: &PeerError, how: &Ended) -> InvocationResult {
         return InvocationResult::OutOfMemory;
     }
     let reason = match (error, how.exit) {
-        (PeerError::Gone, Some(Exit::Signal(signal))) => Some(format!("signal: {}", signal_words(signal))),
-        (PeerError::Gone, Some(Exit::Code(code))) if code != 0 => Some(format!("exit status {code}")),
-        (PeerError::Gone, _) => None,
-        (error, _) => Some(format!("the process broke the runtime's protocol: {error}")),
+        (PeerError::HungUp | PeerError::Frame(_) | PeerError::Unexpected(_), _) => {
+            Some(format!("the process broke the runtime's protocol: {error}"))
+        }
+        (_, Some(Exit::Signal(signal))) => Some(format!("signal: {}", signal_words(signal))),
+        (_, Some(Exit::Code(code))) if code != 0 => Some(format!("exit status {code}")),
+        (PeerError::Gone | PeerError::Unread, _) => None,
     };
     InvocationResult::Exited { reason }
 }

@@ -19,6 +19,9 @@ pub(crate) enum PeerError {
     /// It closed its socket and goes on.
     #[error("its socket was closed")]
     HungUp,
+    /// The same, or it is gone; and what it was sent last, it did not read to the end, so it has done nothing about it.
+    #[error("it did not read what it was sent")]
+    Unread,
     /// It does not keep to the protocol, so nothing that it says can be relied on.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -100,10 +103,10 @@ impl Peer {
             tokio::select! {
                 biased;
                 written = self.socket.write(rest) => match written {
-                    Ok(0) | Err(_) => return Err(self.closed().await),
+                    Ok(0) | Err(_) => return Err(PeerError::Unread),
                     Ok(count) => rest = &rest[count..],
                 },
-                () = end(self.process.as_ref()) => return Err(PeerError::Gone),
+                () = end(self.process.as_ref()) => return Err(PeerError::Unread),
                 read = self.log.read(&mut buffer), if self.log_open => take(&mut self.output, &mut self.log_open, read, &buffer),
             }
         }
@@ -121,6 +124,8 @@ impl Peer {
             tokio::select! {
                 biased;
                 read = self.socket.read(&mut more) => match read {
+                    // So Linux tells that the other end was closed with bytes in it that nobody had read: unix_release_sock().
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(PeerError::Unread),
                     Ok(0) | Err(_) => return Err(self.closed().await),
                     Ok(count) => self.decoder.push(&more[..count]),
                 },
@@ -207,5 +212,54 @@ fn take(output: &mut Output, open: &mut bool, read: io::Result<usize>, buffer: &
     match read {
         Ok(count) if count > 0 => output.push(&buffer[..count]),
         _ => *open = false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Stream;
+
+    use super::*;
+
+    /// A peer, and what a process would hold of it.
+    fn peer() -> (Peer, Stream) {
+        let (ours, theirs) = Stream::pair().unwrap();
+        let (log, _) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        (Peer::new(vec![ours.into(), log]).unwrap(), theirs)
+    }
+
+    async fn exchange(peer: &mut Peer, then: impl FnOnce()) -> PeerError {
+        match peer.send(Kind::Invoke, &[7; 100]).await {
+            Ok(()) => then(),
+            Err(error) => return error,
+        }
+        peer.receive().await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_nobody_read_is_told_from_what_was_begun() {
+        let (mut closed, theirs) = peer();
+        drop(theirs);
+        assert!(matches!(exchange(&mut closed, || ()).await, PeerError::Unread), "it was gone before");
+
+        let (mut unread, theirs) = peer();
+        assert!(matches!(exchange(&mut unread, || drop(theirs)).await, PeerError::Unread), "it read nothing");
+
+        let (mut half, mut theirs) = peer();
+        let reads = || theirs.read_exact(&mut [0; 50]).map(|()| drop(theirs)).unwrap();
+        assert!(matches!(exchange(&mut half, reads).await, PeerError::Unread), "it read a half");
+
+        let (mut whole, mut theirs) = peer();
+        let reads = || theirs.read_exact(&mut [0; 105]).map(|()| drop(theirs)).unwrap();
+        assert!(matches!(exchange(&mut whole, reads).await, PeerError::Gone), "it may have begun");
+
+        let (mut answering, mut theirs) = peer();
+        let answers = || {
+            theirs.read_exact(&mut [0; 105]).unwrap();
+            theirs.write_all(&frames::encode(Kind::Result, &[0; 9]).unwrap()[..8]).unwrap();
+            drop(theirs);
+        };
+        assert!(matches!(exchange(&mut answering, answers).await, PeerError::Gone), "it had half an answer");
     }
 }

@@ -17,6 +17,8 @@ const KILLS: usize = if cfg!(feature = "machine") { 25 } else { 200 };
 /// supervisor gives up after.
 const BURST: usize = 4;
 const CLIENTS: usize = 4;
+/// For an answer after a burst, at worst.
+const WAIT: Duration = Duration::from_secs(if cfg!(feature = "machine") { 60 } else { 10 });
 
 /// xorshift64: the moments and the victims, again the same for the same seed.
 struct Random(u64);
@@ -68,7 +70,7 @@ fn answers_again(server: &Server) -> Duration {
         if answer.is_ok_and(|answer| answer.status == 200 && answer.body == json!(["again"])) {
             return began.elapsed();
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "no right answer for 60 s");
+        assert!(began.elapsed() < WAIT, "no right answer for {WAIT:?}");
     }
 }
 
@@ -139,6 +141,10 @@ fn kill_9_of_anything_at_any_moment() {
         waits.last()
     );
     assert!(killed.lock().unwrap().len() >= 5, "{killed:?}");
+    if !cfg!(feature = "machine") {
+        // What each burst took that was not the machine's own slowness.
+        assert!(waits[waits.len() / 2] < Duration::from_secs(1), "{waits:?}");
+    }
     // As many cgroups as the launcher has containers.
     server.wait_until(|| groups_too_many(&server), |count| *count == 0);
     // And as much as a server has that nobody did anything to.

@@ -93,10 +93,6 @@ fn what_is_no_request_is_refused_and_the_next_one_answered() {
         ("\x16\x03\x01\x02\x00\x01\x00".to_owned(), "HTTP/1.1 400 Bad Request"),
         ("GET\r\n\r\n".to_owned(), "HTTP/1.1 400 Bad Request"),
         (format!("{post}content-length: 3\r\ncontent-length: 4\r\n\r\n[1]"), "HTTP/1.1 400 Bad Request"),
-        (
-            format!("{post}content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n[1]"),
-            "HTTP/1.1 400 Bad Request",
-        ),
         (long, "HTTP/1.1 431 Request Header Fields Too Large"),
         (format!("{post}content-length: 3\r\n\r\n{{1]"), "HTTP/1.1 400 Bad Request"),
         (
@@ -113,5 +109,14 @@ fn what_is_no_request_is_refused_and_the_next_one_answered() {
         assert_eq!(answer.lines().next(), Some(first_line), "{start:?}");
         assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
     }
+    // Of one whose length is told in two ways the chunks are read, and nothing behind them.
+    let mut stream = connect(&server);
+    let body = "3\r\n[1]\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    let both = format!("{post}content-length: 40\r\ntransfer-encoding: chunked\r\n\r\n{body}");
+    stream.write_all(both.as_bytes()).unwrap();
+    let mut answer = String::new();
+    // What was not read of it may reset the connection.
+    let _ = stream.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("[1]"), "{answer}");
     assert!(server.stop());
 }

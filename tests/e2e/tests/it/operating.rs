@@ -122,9 +122,26 @@ fn a_newer_data_directory_is_refused_and_left_as_it_is() {
     );
     assert_eq!((code, said), (Some(1), expected));
     assert_eq!(state(data.path()), before);
-    fs::write(&layout, ours).unwrap();
+    fs::write(&layout, "two\n").unwrap();
+    let before = state(data.path());
+    let (code, said) = refused(data.path(), LOOPBACK, &[]);
+    let expected = "sock: DATA/layout says \"two\\n\", which is no layout of a data directory: put the number back that was there, or choose another --data-dir";
+    assert_eq!((code, said.as_str()), (Some(1), expected));
+    assert_eq!(state(data.path()), before);
+    // As a power cut may leave it.
+    fs::write(&layout, "").unwrap();
     let server = Server::start(data.path());
     assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
+    assert_eq!(fs::read_to_string(&layout).unwrap(), ours);
+}
+
+#[test]
+fn a_key_that_is_none_is_refused_in_a_line_and_not_printed() {
+    let data = tempfile::tempdir().unwrap();
+    let (code, said) = refused(data.path(), LOOPBACK, &["--access-key", "short:secret"]);
+    let expected = "sock: an access key is written ID:SECRET, the id of 16 to 128 letters and digits, the secret of at least 16 visible characters";
+    assert_eq!((code, said.as_str()), (Some(1), expected));
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
 }
 
 /// The gateway is not trusted, and owns the directory: it could have somebody else's things given to it at the next start.

@@ -50,3 +50,16 @@ fn a_second_answer_is_not_that_of_the_next_invocation() {
     bench.after("answers_next", &instance, Then::Ends);
     assert!(bench.server.stop());
 }
+
+/// When its socket does not block, the runtime ends if the next event is not there yet; whether it is, and whether the server
+/// has seen that end when it chooses an instance, differs from time to time.
+#[test]
+fn an_instance_that_ends_unasked_fails_nobody() {
+    let bench = Bench::new(&["--timeout", "60"]);
+    for round in 0..50 {
+        let answer = bench.invoke("stops_blocking").answer();
+        assert_eq!(answer, (json!("answered"), false), "round {round}");
+    }
+    bench.good();
+    assert!(bench.server.stop());
+}
