@@ -1,7 +1,7 @@
 //! One run of the test machine under QEMU: what it is made of, and how it ended.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -83,12 +83,12 @@ pub(crate) enum Outcome {
     Exited(i32),
     /// The kernel, or the init, gave up; the last lines of the console.
     Panicked(String),
-    /// It no longer told that it lives, or never did; the last lines of the console.
+    /// It no longer told that it lives, or never did; what it was at.
     Hung(String),
     /// It ended without telling how.
     NoResult(String),
-    /// It lived, for longer than it may.
-    TimedOut,
+    /// It lived, for longer than it may; what it was at.
+    TimedOut(String),
 }
 
 /// See [`Machine::silence`]: an emulated machine on a busy host may be late.
@@ -100,7 +100,11 @@ const RESULTS: u64 = 1 << 30;
 /// A disk for tests that swap, bytes; sparse too.
 const SWAP: u64 = 2 << 30;
 
-const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on oops=panic";
+/// A panic tells what each processor and each task was at; and an NMI is one, see [`Machine::ask`].
+const COMMAND_LINE: &str =
+    "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on oops=panic unknown_nmi_panic panic_print=0x41";
+/// For the panic of a machine that hangs to be told.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl Machine<'_> {
     /// Starts it and waits for its end.
@@ -120,10 +124,11 @@ impl Machine<'_> {
         }
         let (control, theirs) = UnixStream::pair()?;
         let (output, their_output) = UnixStream::pair()?;
+        let (monitor, their_monitor) = UnixStream::pair()?;
         let began = Instant::now();
-        let mut qemu = self.start(&theirs.into(), &their_output.into())?;
+        let mut qemu = self.start([theirs.into(), their_output.into(), their_monitor.into()])?;
         let printer = self.print(output)?;
-        let (sender, events) = channel();
+        let (sender, events) = channel::<String>();
         let listener = std::thread::spawn(move || {
             for line in BufReader::new(control).lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {
@@ -137,6 +142,9 @@ impl Machine<'_> {
             }
         };
         let ended = listen(&events, began, (self.timeout, self.silence), stands);
+        if matches!(ended, End::Silent | End::TimedOut) {
+            self.ask(monitor, &events)?;
+        }
         if !matches!(ended, End::Exited(_)) {
             // Nothing more will be heard of it: QEMU is gone, or has to go.
             let _ = qemu.kill();
@@ -146,8 +154,8 @@ impl Machine<'_> {
         let _ = (listener.join(), printer.join());
         let outcome = match ended {
             End::Exited(code) => Outcome::Exited(code),
-            End::TimedOut => Outcome::TimedOut,
-            End::Silent => Outcome::Hung(last(&self.said("console.log"), CONSOLE_LINES)),
+            End::TimedOut => Outcome::TimedOut(self.what_it_was_at()),
+            End::Silent => Outcome::Hung(self.what_it_was_at()),
             End::Gone => judge(&self.said("console.log"), &self.said("qemu.log"), status.code()),
         };
         if !matches!(outcome, Outcome::Exited(_)) {
@@ -157,12 +165,11 @@ impl Machine<'_> {
     }
 
     /// The command, and descriptors that it inherits.
-    fn start(&self, control: &OwnedFd, output: &OwnedFd) -> Result<Child> {
-        let (control_fd, output_fd) = (control.as_raw_fd(), output.as_raw_fd());
+    fn start(&self, sockets: [OwnedFd; 3]) -> Result<Child> {
         // It ends with us, however we do.
         let starter = ["setpriv", "--pdeathsig", "KILL", "--"];
         let mut command = self.built.tools.command_by(&starter, "usr/bin/qemu-system-x86_64");
-        command.args(self.arguments(control_fd, output_fd));
+        command.args(self.arguments(sockets.each_ref().map(AsRawFd::as_raw_fd)));
         if self.screen == Screen::Terminal {
             command.env("TERM", "dumb");
         } else {
@@ -174,13 +181,13 @@ impl Machine<'_> {
         } else {
             File::create(self.directory.join("qemu.log"))?.into()
         });
-        for fd in [control, output] {
+        for fd in &sockets {
             nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
         }
         command.spawn().context("failed to start QEMU")
     }
 
-    fn arguments(&self, control: i32, output: i32) -> Vec<String> {
+    fn arguments(&self, [control, output, monitor]: [i32; 3]) -> Vec<String> {
         let image = |name: &str| self.built.directory.join(name).display().to_string();
         let tools = |path: &str| self.built.tools.path(path).display().to_string();
         let mut all: Vec<String> = Vec::new();
@@ -222,6 +229,7 @@ impl Machine<'_> {
             add(&["-chardev", &format!("socket,id={name},fd={fd}")]);
             add(&["-device", &format!("virtserialport,chardev={name},name={name}")]);
         }
+        add(&["-chardev", &format!("socket,id=monitor,fd={monitor}"), "-mon", "chardev=monitor"]);
         if self.screen == Screen::Terminal {
             add(&["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal"]);
         }
@@ -244,6 +252,32 @@ impl Machine<'_> {
         }))
     }
 
+    /// Has the kernel of a machine that hangs panic, if it still can, so that the console has what it was at. Where it cannot, there
+    /// are the processors' registers.
+    fn ask(&self, mut monitor: UnixStream, events: &Receiver<String>) -> Result<()> {
+        let mut log = File::create(self.directory.join("monitor.log"))?;
+        monitor.write_all(b"info registers -a\nnmi\n")?;
+        std::thread::spawn(move || io::copy(&mut monitor, &mut log));
+        let end = Instant::now() + LAST_WORDS;
+        while !matches!(
+            events.recv_timeout(end.saturating_duration_since(Instant::now())),
+            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout)
+        ) {}
+        Ok(())
+    }
+
+    /// The stacks of the first process and of its child, as far as they were told; else how the console ends.
+    fn what_it_was_at(&self) -> String {
+        let console = self.said("console.log");
+        let stack = |task: &str| {
+            let lines = console.lines().skip_while(|line| !line.contains(task)).take(STACK_LINES);
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        // As which the first process begins.
+        let stacks = ["task:swapper/0 ", "task:init ", "task:sh "].map(stack).join("\n");
+        if stacks.trim().is_empty() { last(&console, CONSOLE_LINES) } else { stacks }
+    }
+
     /// What is in one of its logs.
     fn said(&self, log: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.directory.join(log)).unwrap_or_default()).into_owned()
@@ -252,6 +286,8 @@ impl Machine<'_> {
 
 /// Of the console, after a panic.
 const PANIC_LINES: usize = 40;
+/// Of a task that a panic tells of.
+const STACK_LINES: usize = 16;
 /// Of the console, where it says nothing of a panic.
 const CONSOLE_LINES: usize = 10;
 
@@ -329,13 +365,17 @@ impl Outcome {
             }
             Self::Hung(said) => {
                 format!(
-                    "the machine hangs: it does not tell that it lives; logs are in {logs}; its console ends:\n{said}"
+                    "the machine hangs: it does not tell that it lives; logs are in {logs}; it was at:\n{said}"
                 )
             }
             Self::NoResult(said) => {
                 format!("the machine ended without a result; logs are in {logs}:\n{said}")
             }
-            Self::TimedOut => format!("the machine ran longer than it may and was ended; logs are in {logs}"),
+            Self::TimedOut(said) => {
+                format!(
+                    "the machine ran longer than it may and was ended; logs are in {logs}; it was at:\n{said}"
+                )
+            }
         }
     }
 }

@@ -32,7 +32,7 @@ fn what_qemu_is_told() {
         silence: SILENCE,
         directory: Path::new("/run"),
     };
-    let told = machine.arguments(7, 8).join(" ").replace(&root.path().display().to_string(), "/tools");
+    let told = machine.arguments([7, 8, 9]).join(" ").replace(&root.path().display().to_string(), "/tools");
     insta::assert_snapshot!(told.replace(" -", "\n-"));
 }
 
@@ -85,7 +85,8 @@ fn a_lock_up_is_noticed_by_its_silence() {
         echo -1 > /proc/sys/kernel/sched_rt_runtime_us
         taskset 1 chrt --fifo 99 sh -c 'while :; do :; done' & taskset 2 chrt --fifo 99 sh -c 'while :; do :; done'";
     let outcome = run(script, 120, 10).0;
-    assert!(matches!(outcome, Outcome::Hung(_)), "{outcome:?}");
+    let Outcome::Hung(said) = outcome else { panic!("{outcome:?}") };
+    assert!(said.contains("task:init "), "it tells what it was at: {said}");
 }
 
 #[test]
@@ -96,7 +97,8 @@ fn an_end_without_a_word_is_no_success() {
 
 #[test]
 fn a_run_that_takes_too_long_is_ended() {
-    assert_eq!(run("sleep 600", 15, 30).0, Outcome::TimedOut);
+    let Outcome::TimedOut(said) = run("sleep 600", 15, 30).0 else { panic!("no time-out") };
+    assert!(said.contains("task:init ") && said.contains("wait4"), "it tells what it was at: {said}");
 }
 
 #[test]
