@@ -49,6 +49,8 @@ fn sigterm_lets_what_runs_finish_and_turns_away_what_comes() {
         server.ask_to_stop();
         let message = turned_away(&server);
         assert_eq!(message, "the server is stopping: try again in a moment");
+        let invoke = server.ask("POST", "/2015-03-31/functions/where/invocations", b"{}");
+        assert_eq!((invoke.status, invoke.kind.as_str()), (503, "ServiceUnavailableException"));
         files.iter().for_each(|file| drop(fs::remove_file(file)));
         let answer = busy.join().unwrap();
         assert_eq!((answer.status, answer.body["calls"].clone()), (200, json!(1)));

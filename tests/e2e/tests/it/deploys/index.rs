@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Hold(Option<usize>),
     /// The connection ends after so many bytes.
     Cut(usize),
+    /// All of it comes, in so many pieces, a quarter of a second apart.
+    Slow(usize),
 }
 
 /// A wheel in the index, and what the index says of it.
@@ -197,7 +199,7 @@ impl Index {
             if sent.is_err() {
                 return;
             }
-            if let Some(fault) = fault {
+            if let Some(fault @ (Fault::Hold(_) | Fault::Cut(_))) = fault {
                 // Dropped, the connection stays open: the reader has it too.
                 if let Fault::Hold(_) = fault {
                     self.until_taken_away(line.split(' ').nth(1).unwrap_or_default(), fault);
@@ -229,6 +231,14 @@ impl Index {
             _ => length,
         };
         stream.write_all(head.as_bytes())?;
+        if let Some(Fault::Slow(pieces)) = fault {
+            for piece in content.chunks(length.div_ceil(pieces)) {
+                stream.write_all(piece)?;
+                #[expect(clippy::disallowed_methods, reason = "that it takes its time is the case")]
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            return Ok(());
+        }
         stream.write_all(&content[..end])
     }
 

@@ -129,6 +129,41 @@ fn of_two_updates_at_once_one_wins_or_both_do_in_order() {
     assert!(server.stop());
 }
 
+/// As the API has them, one for the code and one for the settings: each is done or refused, whichever the other is.
+#[test]
+fn of_two_kinds_of_updates_at_once_none_is_half_done() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    assert_eq!(create(&server, "both", &answering("[0, __import__('os').environ.get('LABEL')]")).status, 201);
+    settled(&server, "both");
+    let (mut code, mut label) = (json!(0), Value::Null);
+    for round in 1..=6 {
+        let updates = std::thread::scope(|scope| {
+            let (server, answer) = (&server, format!("[{round}, __import__('os').environ.get('LABEL')]"));
+            let first = scope.spawn(move || update_code(server, "both", &answering(&answer)));
+            let settings =
+                json!({ "Environment": { "Variables": { "LABEL": format!("{round}") } } }).to_string();
+            let target = format!("{FUNCTIONS}/both/configuration");
+            let second = scope.spawn(move || server.ask("PUT", &target, settings.as_bytes()));
+            [first.join().unwrap(), second.join().unwrap()]
+        });
+        let done = updates.each_ref().map(|reply| reply.status == 200);
+        assert!(done[0] || done[1], "{updates:?}");
+        for refused in updates.iter().filter(|reply| reply.status != 200) {
+            assert_eq!((refused.status, refused.kind.as_str()), (409, "ResourceConflictException"));
+        }
+        if done[0] {
+            code = json!(round);
+        }
+        if done[1] {
+            label = json!(format!("{round}"));
+        }
+        assert_eq!(settled(&server, "both")["LastUpdateStatus"], "Successful");
+        assert_eq!(server.run("both", &json!({})).body, json!([code, label]));
+    }
+    assert!(server.stop());
+}
+
 #[test]
 fn of_many_that_take_one_name_at_once_one_gets_it() {
     let data = tempfile::tempdir().unwrap();

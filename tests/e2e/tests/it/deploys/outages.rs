@@ -104,3 +104,21 @@ fn an_index_that_is_down_and_comes_up() {
     assert!(server.stop());
     insta::with_settings!({ filters => filters() }, { insta::assert_snapshot!(told) });
 }
+
+/// Each of its answers takes longer than the silence after which it would count as down.
+#[test]
+fn an_index_that_is_slow_is_waited_for() {
+    let data = tempfile::tempdir().unwrap();
+    let index = Index::start();
+    let server = server(data.path(), &index.url());
+    index.put("slow", &[wheel("slow")]);
+    for path in ["/simple/slow/", "/files/slow-1.0-py3-none-any.whl"] {
+        index.fault(path, Some(Fault::Slow(12)));
+    }
+    let begun = Instant::now();
+    assert_eq!(create(&server, "slow", &needing("slow")).status, 201);
+    assert_eq!(settled(&server, "slow")["State"], "Active");
+    assert!(begun.elapsed() > Duration::from_secs(5), "{:?}: it was not slow", begun.elapsed());
+    assert_eq!(server.run("slow", &json!({})).body, json!(42));
+    assert!(server.stop());
+}
