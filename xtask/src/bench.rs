@@ -18,7 +18,7 @@ const SCENARIOS: [&str; 1] = ["container"];
 const PEERS: [&str; 3] = ["bubblewrap", "runc", "docker.io"];
 
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let [scenario] = arguments else { bail!("cargo xtask bench takes one of: {}", SCENARIOS.join(", ")) };
+    let [scenario, ..] = arguments else { bail!("cargo xtask bench takes one of: {}", SCENARIOS.join(", ")) };
     if !SCENARIOS.contains(&scenario.as_str()) {
         bail!("there is no scenario {scenario}; there are: {}", SCENARIOS.join(", "));
     }
@@ -38,8 +38,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     };
     let release = target().join("release");
     let status = Command::new(release.join("sock-bench"))
-        .arg(scenario)
         .arg(release.join("sock"))
+        .args(arguments)
         .env("PATH", path("PATH", &["usr/bin", "usr/sbin", "bin", "sbin"])?)
         .env(
             "LD_LIBRARY_PATH",

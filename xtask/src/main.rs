@@ -24,7 +24,7 @@ cargo xtask COMMAND
   e2e [FILTER…]      the privileged tests, in the test machine
       [--smoke] [--filterset EXPR] [--kernel VERSION]… [--repeat N] [--shell-on-failure]
   mutants [NAME…]    break the system in one place after another; the tests have to notice
-  bench SCENARIO     what things cost, beside their peers: container
+  bench SCENARIO     what things cost, beside their peers: container [latency|throughput|crowd]
   fuzz [TARGET…]     look for inputs that break a parser's promises, a minute for each target
       [--seconds N] [--merge]
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone

@@ -25,6 +25,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -42,7 +43,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
-use crate::init::{self, Birth, Exit, FromInit, Paper, Payload};
+use crate::init::{self, Birth, Exit, FromInit, Payload};
 use crate::plan::{self, Profile, SlotSpec, Step, Template};
 use crate::sys;
 
@@ -236,6 +237,9 @@ struct Server {
     directories: Vec<String>,
     /// Whether there is a place for the roots of paper containers.
     has_paper: bool,
+    /// The last plan, and of what it is. Most containers are alike; and each page that PID 1 writes to, as it would to make
+    /// a plan of its own, costs it a copy.
+    planned: Option<(SlotSpec, Rc<[Step]>)>,
 }
 
 /// The most that are made side by side.
@@ -274,6 +278,7 @@ fn serve(caller: OwnedFd, template: &[Step], directories: Vec<String>, parent: P
         pending: Vec::new(),
         directories,
         has_paper: false,
+        planned: None,
     })
     .run(&signals)
     {
@@ -365,8 +370,12 @@ impl Server {
         if root.is_some() {
             self.make_room_for_paper().map_err(text)?;
         }
+        let steps = match &root {
+            Some(root) => plan::paper(&order.make.spec, &self.directories, root).into(),
+            None => self.plan(&order.make.spec),
+        };
         let (socket, theirs) = pair().map_err(text)?;
-        let init = self.clone_init(&order, theirs, &socket).map_err(text)?;
+        let init = self.clone_init(&order, &steps, (theirs, &socket)).map_err(text)?;
         let prepared = self.prepare(init, order.make.spec.var, &socket);
         match prepared {
             Ok(made) => {
@@ -377,6 +386,17 @@ impl Server {
             }
             // It waits for its proc, and ends when that does not come.
             Err(error) => Err(text(error)),
+        }
+    }
+
+    fn plan(&mut self, spec: &SlotSpec) -> Rc<[Step]> {
+        match &self.planned {
+            Some((of, steps)) if of == spec => steps.clone(),
+            _ => {
+                let steps: Rc<[Step]> = plan::slot(spec).into();
+                self.planned = Some((spec.clone(), steps.clone()));
+                steps
+            }
         }
     }
 
@@ -446,12 +466,17 @@ impl Server {
         }
     }
 
-    /// Clones PID 1 and maps its ids. `ours` is the builder's alone: with a copy of it, PID 1 would wait for itself for ever if
-    /// the builder dies before it speaks.
-    fn clone_init(&self, order: &Order, theirs: OwnedFd, ours: &OwnedFd) -> SysResult<Pid> {
+    /// Clones PID 1 and maps its ids. Of the socket between the two `ours` is the builder's alone: with a copy of it, PID 1 would
+    /// wait for itself for ever if the builder dies before it speaks.
+    fn clone_init(
+        &self,
+        order: &Order,
+        steps: &[Step],
+        (theirs, ours): (OwnedFd, &OwnedFd),
+    ) -> SysResult<Pid> {
         let mut theirs = Some(theirs);
         if let Some(within) = &order.within {
-            return self.clone_by_helper(order, within, &mut theirs, ours);
+            return self.clone_by_helper((order, steps), within, &mut theirs, ours);
         }
         // A parent's cgroup namespace shows its family, so it has to be born there.
         let group = order.family.as_ref().unwrap_or(&order.group);
@@ -461,7 +486,7 @@ impl Server {
         };
         let init = sys::fork_into(group.as_fd(), bits(namespaces), || {
             let closed = sys::close_in_child(&[ours]);
-            closed.map_or_else(|error| exit_code(Err(error)), |()| self.live(order, &mut theirs))
+            closed.map_or_else(|error| exit_code(Err(error)), |()| self.live(order, steps, &mut theirs))
         })?;
         if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
             self.map_ids(init, &order.make.map)?;
@@ -478,7 +503,7 @@ impl Server {
     /// Has PID 1 cloned within the parent's namespaces, and inherits it.
     fn clone_by_helper(
         &self,
-        order: &Order,
+        (order, steps): (&Order, &[Step]),
         within: &[OwnedFd; 2],
         theirs: &mut Option<OwnedFd>,
         ours: &OwnedFd,
@@ -489,7 +514,7 @@ impl Server {
             let mut make_it = || {
                 sys::close_in_child(&[ours])?;
                 setns(pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
-                sys::fork(|| exit_code(self.clone_as_sibling(order, user, theirs, &report)))
+                sys::fork(|| exit_code(self.clone_as_sibling((order, steps), user, theirs, &report)))
             };
             exit_code(make_it().and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
         })?;
@@ -516,7 +541,7 @@ impl Server {
     /// In the maker: clones PID 1, maps its ids, and reports its number.
     fn clone_as_sibling(
         &self,
-        order: &Order,
+        (order, steps): (&Order, &[Step]),
         user: &OwnedFd,
         theirs: &mut Option<OwnedFd>,
         report: &OwnedFd,
@@ -525,25 +550,22 @@ impl Server {
         perform(&[Step::BecomeRoot], &Outside::default())?;
         // The kernel lets only the owner of a process's proc files write its id maps, and setresuid took that away.
         sys::prctl(libc::PR_SET_DUMPABLE, 1, 0).call("prctl PR_SET_DUMPABLE")?;
-        let pidfd = sys::clone_sibling(bits(new_namespaces()), || self.live(order, theirs))?;
+        let pidfd = sys::clone_sibling(bits(new_namespaces()), || self.live(order, steps, theirs))?;
         let pid = self.host_pid(&pidfd)?;
         self.map_ids(pid, &order.make.map)?;
         sys::send(report.as_fd(), &pid.as_raw().to_ne_bytes(), &[]).call("sendmsg")
     }
 
     /// In PID 1.
-    fn live(&self, order: &Order, theirs: &mut Option<OwnedFd>) -> i32 {
+    fn live(&self, order: &Order, steps: &[Step], theirs: &mut Option<OwnedFd>) -> i32 {
         let Some(builder) = theirs.take() else { return 1 };
-        let Make { slot, outside, spec, .. } = &order.make;
-        let root = Path::new(plan::PAPER).join(slot.to_string());
-        let paper = Paper { directories: &self.directories, root: &root, ids: *outside };
+        let Make { outside, spec, payload, .. } = &order.make;
         init::run(Birth {
-            paper: (spec.profile == Profile::Paper).then_some(paper),
+            paper: (spec.profile == Profile::Paper).then_some(*outside),
             builder,
-            host_proc: self.host_proc.as_fd(),
             var_mount: order.var.as_ref().map(AsFd::as_fd),
-            spec: &order.make.spec,
-            payload: &order.make.payload,
+            steps,
+            payload,
             fds: &order.payload,
         })
     }
@@ -616,8 +638,8 @@ fn remove_root(root: &Path) -> SysResult<()> {
 
 /// Gives a proc to PID 1.
 fn mount_proc(proc: sys::Filesystem, socket: &OwnedFd) -> SysResult<()> {
-    let attributes =
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    // PID 1 writes sysctls in it before it makes it read-only.
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let proc = proc.mount(attributes).call("fsmount proc")?;
     sys::send(socket.as_fd(), b"proc", &[proc.as_fd()]).call("sendmsg")
 }

@@ -22,9 +22,8 @@ use crate::sys;
 /// What steps need from outside the namespaces that they are performed in.
 #[derive(Default)]
 pub(crate) struct Outside<'a> {
-    /// The host's procfs, for sysctls of the caller's own user namespace.
-    pub(crate) host_proc: Option<BorrowedFd<'a>>,
-    /// A detached mount of the new PID namespace's proc.
+    /// A detached mount of the new PID namespace's proc, in which sysctls of the caller's own user namespace can be written
+    /// until it is attached.
     pub(crate) proc_mount: Option<OwnedFd>,
     /// A detached slave of the slot's own mount.
     pub(crate) var_mount: Option<BorrowedFd<'a>>,
@@ -87,7 +86,13 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
             mount(NONE, "/", NONE, flags, NONE).call_on("mount remount", "/")
         }
         Step::BecomeRoot => set_ids(0),
-        Step::AttachProc { at } => attach(outside.proc_mount.as_ref().map(AsFd::as_fd), at),
+        Step::AttachProc { at } => {
+            let proc = outside.proc_mount.as_ref().map(AsFd::as_fd);
+            if let Some(proc) = proc {
+                sys::set_mount_attributes(proc, libc::MOUNT_ATTR_RDONLY, 0).call_on("mount_setattr", at)?;
+            }
+            attach(proc, at)
+        }
         Step::Mask { path } => cover("/dev/null", path),
         Step::MaskDirectory { path } => cover(plan::EMPTY, path),
         Step::Devpts => {
@@ -105,8 +110,9 @@ fn perform_one(step: &Step, outside: &Outside<'_>) -> SysResult<()> {
         Step::LoopbackUp => sys::loopback_up(),
         Step::Hostname { name } => sethostname(name).call("sethostname"),
         Step::Sysctl { name, value } => {
-            // These files answer for the user namespace of whoever opens them, through any mount of proc.
-            let proc = outside.host_proc.ok_or(Errno::EBADF).call_on("open", name)?;
+            // These files answer for the user namespace of whoever opens them, through any mount of proc. Not the host's: there the
+            // kernel keeps an entry for each namespace that ever opened one, and looks through all of them.
+            let proc = outside.proc_mount.as_ref().ok_or(Errno::EBADF).call_on("open", name)?;
             let path = format!("sys/{name}");
             let file = openat(proc, path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
             let file = match file {

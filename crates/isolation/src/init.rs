@@ -21,7 +21,7 @@ use crate::cgroup::Limits;
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
 use crate::ids::INSIDE;
-use crate::plan::{self, SlotSpec, Step};
+use crate::plan::{self, Step};
 use crate::seccomp::Role;
 use crate::sys;
 
@@ -112,36 +112,27 @@ pub(crate) enum FromInit {
 /// What PID 1 is made with; inherited from the builder.
 pub(crate) struct Birth<'a> {
     pub(crate) builder: OwnedFd,
-    pub(crate) host_proc: BorrowedFd<'a>,
     pub(crate) var_mount: Option<BorrowedFd<'a>>,
-    pub(crate) spec: &'a SlotSpec,
-    /// For a container of the profile `paper`, which has no mounts and no users of its own.
-    pub(crate) paper: Option<Paper<'a>>,
+    /// What it takes to finish the root.
+    pub(crate) steps: &'a [Step],
+    /// For a container of the profile `paper`, which has no users of its own: the host's ids of its PID 1 and of its program.
+    pub(crate) paper: Option<[u32; 2]>,
     pub(crate) payload: &'a Payload,
     /// Become the payload's descriptors 0, 1, 2 and so on.
     pub(crate) fds: &'a [OwnedFd],
 }
 
-/// What a paper container is made of.
-#[derive(Clone, Copy)]
-pub(crate) struct Paper<'a> {
-    pub(crate) directories: &'a [String],
-    pub(crate) root: &'a Path,
-    /// The host's user ids of its PID 1 and of its program.
-    pub(crate) ids: [u32; 2],
-}
-
 impl Birth<'_> {
     /// The uid and gid of its program.
     fn id(&self) -> u32 {
-        self.paper.map_or(INSIDE, |paper| paper.ids[1])
+        self.paper.map_or(INSIDE, |[_, program]| program)
     }
 }
 
 /// The life of PID 1; its return value is its exit code.
 pub(crate) fn run(birth: Birth<'_>) -> i32 {
     let payload = prepare(&birth);
-    let unprivileged = birth.paper.map(|paper| Step::SetIds { id: paper.ids[0] });
+    let unprivileged = birth.paper.map(|[init, _]| Step::SetIds { id: init });
     // From here on only the way back to the builder is open.
     let Ok(builder) = sys::arrange(&[], birth.builder) else { return 1 };
     let payload = payload.and_then(|payload| {
@@ -177,13 +168,8 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals.thread_set_mask().call("sigprocmask")?;
-    let outside =
-        Outside { host_proc: Some(birth.host_proc), proc_mount: fds.pop(), var_mount: birth.var_mount };
-    let steps = match birth.paper {
-        Some(Paper { directories, root, .. }) => plan::paper(birth.spec, directories, root),
-        None => plan::slot(birth.spec),
-    };
-    perform(&steps, &outside)?;
+    let outside = Outside { proc_mount: fds.pop(), var_mount: birth.var_mount };
+    perform(birth.steps, &outside)?;
     drop(outside);
     match birth.payload {
         Payload::Nothing => Ok(None),

@@ -65,7 +65,8 @@ pub enum Step {
     ReadOnlyRoot,
     /// Uid and gid 0 of the new user namespace, no supplementary groups.
     BecomeRoot,
-    /// The proc file system of the new PID namespace, which the builder's side mounted and passed.
+    /// The proc file system of the new PID namespace, which the builder's side mounted and passed. From here on it is
+    /// read-only.
     AttachProc {
         at: PathBuf,
     },
@@ -87,7 +88,7 @@ pub enum Step {
     Hostname {
         name: String,
     },
-    /// Of the new user namespace; see namespaces(7), "/proc/sys/user".
+    /// Of the new user namespace, before its proc is attached; see namespaces(7), "/proc/sys/user".
     Sysctl {
         name: &'static str,
         value: u32,
@@ -179,6 +180,9 @@ pub struct Template {
     pub files: Vec<(PathBuf, Vec<u8>)>,
     /// PEM bundle of certificate authorities for `/etc/ssl`, if there is one.
     pub certificates: Option<Vec<u8>>,
+    /// The base's `/etc/ld.so.cache`, if it has one: without it every program looks for each of its libraries in a dozen
+    /// directories. ld.so(8)
+    pub libraries: Option<Vec<u8>>,
 }
 
 /// What of a base directory (the host's `/`, say) goes into a container.
@@ -268,6 +272,9 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
         steps.push(Step::File { path: at("etc").join(name), contents: contents.into() });
     }
     steps.push(link("etc/localtime", "/usr/share/zoneinfo/Etc/UTC"));
+    if let Some(libraries) = &spec.libraries {
+        steps.push(Step::File { path: at("etc/ld.so.cache"), contents: libraries.clone() });
+    }
     if let Some(certificates) = &spec.certificates {
         steps.extend([directory("etc/ssl"), directory("etc/ssl/certs")]);
         let path = at("etc/ssl/certs/ca-certificates.crt");
@@ -389,13 +396,29 @@ const MASKED_DIRECTORIES: [&str; 8] = [
     "/proc/sysvipc",
 ];
 
+/// How many namespaces of each kind may be made beneath a container's: none.
+const NAMESPACES: [&str; 8] = [
+    "user/max_user_namespaces",
+    "user/max_mnt_namespaces",
+    "user/max_pid_namespaces",
+    "user/max_net_namespaces",
+    "user/max_ipc_namespaces",
+    "user/max_uts_namespaces",
+    "user/max_cgroup_namespaces",
+    "user/max_time_namespaces",
+];
+
 /// The template's empty directory.
 pub(crate) const EMPTY: &str = "/sock/empty";
 
 /// The plan of one container, performed by its PID 1.
 pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     let scratch = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let mut steps = vec![Step::BecomeRoot, Step::AttachProc { at: "/proc".into() }];
+    let mut steps = vec![Step::BecomeRoot];
+    if spec.nesting == Nesting::Forbidden {
+        steps.extend(NAMESPACES.map(|name| Step::Sysctl { name, value: 0 }));
+    }
+    steps.push(Step::AttachProc { at: "/proc".into() });
     steps.extend(MASKED_DIRECTORIES.map(|path| Step::MaskDirectory { path: path.into() }));
     steps.extend(MASKED.map(|path| Step::Mask { path: path.into() }));
     let noexec = scratch | MsFlags::MS_NOEXEC;
@@ -413,18 +436,6 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     }
     if spec.nesting == Nesting::Slots {
         steps.push(Step::CoverRoot);
-    } else {
-        const NAMESPACES: [&str; 8] = [
-            "user/max_user_namespaces",
-            "user/max_mnt_namespaces",
-            "user/max_pid_namespaces",
-            "user/max_net_namespaces",
-            "user/max_ipc_namespaces",
-            "user/max_uts_namespaces",
-            "user/max_cgroup_namespaces",
-            "user/max_time_namespaces",
-        ];
-        steps.extend(NAMESPACES.map(|name| Step::Sysctl { name, value: 0 }));
     }
     // Once for all that is started in it: it is inherited, and matters to an exec only.
     steps.push(Step::DropBoundingSet);
@@ -529,6 +540,7 @@ mod tests {
                 ("/sock/runtime/b.py".into(), b"22".to_vec()),
             ],
             certificates: Some(b"pem".to_vec()),
+            libraries: Some(b"cache".to_vec()),
         };
         insta::assert_snapshot!(lines(&template(&spec, Path::new("/work"))));
     }

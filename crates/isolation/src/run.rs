@@ -119,13 +119,14 @@ fn resolve(argv: &[String]) -> Result<Vec<String>, RunError> {
 
 impl Template {
     /// The usual root: `/usr` and its companions of `base`, and the machine's certificate authorities
-    /// (`SSL_CERT_FILE`, else the places where distributions keep them).
+    /// (`SSL_CERT_FILE`, else the places where distributions keep them), and the base's list of libraries.
     pub fn of_base(base: &Path) -> Result<Self, NoBase> {
         let known =
             ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
         let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
         let candidates = own.into_iter().chain(known.map(PathBuf::from));
         let certificates = candidates.filter_map(|path| std::fs::read(path).ok()).next();
-        Ok(Self { base: Base::inspect(base)?, files: Vec::new(), certificates })
+        let libraries = std::fs::read(base.join("etc/ld.so.cache")).ok();
+        Ok(Self { base: Base::inspect(base)?, files: Vec::new(), certificates, libraries })
     }
 }

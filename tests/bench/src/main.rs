@@ -1,4 +1,4 @@
-//! `sock-bench SCENARIO SOCK`: what things cost, on this machine, as root. Started by `cargo xtask bench`.
+//! `sock-bench SOCK SCENARIO [PART]`: what things cost, on this machine, as root. Started by `cargo xtask bench`.
 //!
 //! Contenders take turns within one run, and what is told is ratios of medians: on a machine that others use as well, times of
 //! different runs cannot be compared. Its exit status says whether every target was met.
@@ -26,7 +26,8 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["container", sock] => container::run(&PathBuf::from(sock)),
-        _ => bail!("usage: sock-bench container PATH-OF-SOCK"),
+        [sock, "container"] => container::run(&PathBuf::from(sock), None),
+        [sock, "container", part] => container::run(&PathBuf::from(sock), Some(part)),
+        _ => bail!("usage: sock-bench PATH-OF-SOCK container [{}]", container::PARTS.join("|")),
     }
 }

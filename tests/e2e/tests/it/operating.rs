@@ -17,7 +17,14 @@ const LOOPBACK: &str = "127.0.0.1:0";
 fn refused(data: &Path, listen: &str, flags: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(binary());
     command.args(["serve", "--listen", listen, "--data-dir"]).arg(data).args(flags);
-    let output = command.output().unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    if !line.is_empty() {
+        child.kill().unwrap();
+        panic!("it does: {line}");
+    }
+    let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     // What the machine lacks is said before.
     let lines: Vec<&str> = said.lines().filter(|line| !line.contains("has no cgroup2 controllers")).collect();
