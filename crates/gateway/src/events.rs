@@ -7,8 +7,8 @@
 //! ```
 //! As Lambda has it: a function that fails is tried again one minute later, and two minutes after that; where there was no
 //! room, or the platform failed, it is tried again for up to six hours. The request id stays the same. An attempt that
-//! the server's own end cut short counts, so an event that brings the server down does so three times at most; what
-//! had run, and was not yet noted as such, runs again: at least once, not exactly once.
+//! the server's own end cut short is made again, after a wait that doubles each time in a row: it may be what ended the
+//! server, and need not be. What had run, and was not yet noted as such, runs again: at least once, not exactly once.
 //!
 //! In memory there is a task and an id for each; the events themselves stay on disk until their turn.
 
@@ -30,10 +30,12 @@ use crate::registry::RegistryError;
 const ATTEMPTS: u32 = 3;
 /// How long an event is tried for.
 const MAX_AGE: Duration = Duration::from_secs(6 * 3600);
-/// The longest wait where there is no room.
+/// The longest wait where there is no room, or the server ended meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Events that run at a time: fewer than invocations may, so that there is room for clients who wait.
 const RUNNING: usize = 64;
+/// Until the disk is asked again that did not take what became of an event: somebody has to make room on it first.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Bytes of all events that wait.
 const MAX_BYTES: i64 = 256 << 20;
 
@@ -51,7 +53,7 @@ pub(crate) struct Event {
 #[derive(Debug)]
 struct Begun {
     event: Event,
-    /// This attempt's number; the first is 1.
+    /// This attempt's number; the first is 1. Those that were cut short do not count.
     attempt: u32,
     age: Duration,
 }
@@ -80,6 +82,10 @@ impl Events {
                      accepted_ms INTEGER NOT NULL, due_ms INTEGER NOT NULL, attempts INTEGER NOT NULL
                  ) STRICT;"
             ))?;
+            // Attempts that were begun and have not ended: they were cut short, but for one that runs. From layout 3 on.
+            if connection.prepare("SELECT begun FROM events").is_err() {
+                connection.execute_batch("ALTER TABLE events ADD COLUMN begun INTEGER NOT NULL DEFAULT 0")?;
+            }
             Ok(Mutex::new(connection))
         };
         let failed = |source| RegistryError::Sql { call: "open", path: path.into(), source };
@@ -106,7 +112,7 @@ impl Events {
             }
             let Event { id, function, payload, client_context } = event;
             database.execute(
-                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0)",
+                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, 0)",
                 params![id, function.as_str(), &payload[..], client_context, now_ms()],
             )?;
             Ok(true)
@@ -120,28 +126,30 @@ impl Events {
         count.map(i64::unsigned_abs).map_err(self.failed("read"))
     }
 
-    /// The ids of all, and how long each has to wait.
-    fn all(&self) -> Result<Vec<(String, Duration)>, RegistryError> {
+    /// The ids of all, and how long each has to wait: `pause`, and twice as long each time, where more than one attempt in a row
+    /// was cut short.
+    fn all(&self, pause: Duration) -> Result<Vec<(String, Duration)>, RegistryError> {
         let all = (|| -> rusqlite::Result<_> {
             let database = lock(&self.working);
-            let mut query = database.prepare("SELECT id, due_ms FROM events ORDER BY due_ms")?;
+            let mut query = database.prepare("SELECT id, due_ms, begun FROM events ORDER BY due_ms")?;
             let now = now_ms();
             let rows = query.query_map([], |row| {
-                let due: i64 = row.get(1)?;
-                Ok((row.get(0)?, Duration::from_millis((due - now).max(0).unsigned_abs())))
+                let (due, begun): (i64, u32) = (row.get(1)?, row.get(2)?);
+                let due = Duration::from_millis((due - now).max(0).unsigned_abs());
+                Ok((row.get(0)?, due.max(after_ends(pause, begun))))
             })?;
             rows.collect()
         })();
         all.map_err(self.failed("read"))
     }
 
-    /// Counts one more attempt and gives the event, if it is still there.
+    /// Notes that an attempt begins and gives the event, if it is still there.
     fn begin(&self, id: &str) -> Result<Option<Begun>, RegistryError> {
         let begun = {
             let database = lock(&self.working);
             let row = database.query_row(
-                "UPDATE events SET attempts = attempts + 1 WHERE id = ?1
-                 RETURNING function, payload, client_context, accepted_ms, attempts",
+                "UPDATE events SET begun = begun + 1 WHERE id = ?1
+                 RETURNING function, payload, client_context, accepted_ms, attempts + 1",
                 [id],
                 |row| {
                     let function: String = row.get(0)?;
@@ -169,10 +177,10 @@ impl Events {
         removed.map(drop).map_err(self.failed("write"))
     }
 
-    /// It is tried again after `wait`; the last attempt counts or not.
+    /// It is tried again after `wait`, and so many attempts have failed.
     fn postpone(&self, id: &str, wait: Duration, attempts: u32) -> Result<(), RegistryError> {
         let postponed = lock(&self.working).execute(
-            "UPDATE events SET due_ms = ?2, attempts = ?3 WHERE id = ?1",
+            "UPDATE events SET due_ms = ?2, attempts = ?3, begun = 0 WHERE id = ?1",
             params![id, now_ms() + wait.as_millis() as i64, attempts],
         );
         postponed.map(drop).map_err(self.failed("write"))
@@ -180,6 +188,14 @@ impl Events {
 
     fn failed(&self, call: &'static str) -> impl Fn(rusqlite::Error) -> RegistryError + '_ {
         move |source| RegistryError::Sql { call, path: self.path.clone(), source }
+    }
+}
+
+/// How long an event waits at a start when so many attempts in a row were cut short by the server's end.
+fn after_ends(pause: Duration, begun: u32) -> Duration {
+    match begun {
+        0 | 1 => Duration::ZERO,
+        _ => LONGEST_WAIT.min(pause.saturating_mul(1 << (begun - 2).min(16))),
     }
 }
 
@@ -194,7 +210,7 @@ fn now_ms() -> i64 {
 
 /// Goes on with what an earlier server had accepted.
 pub(crate) fn resume(gateway: &Arc<Gateway>) -> Result<(), RegistryError> {
-    let all = gateway.events.all()?;
+    let all = gateway.events.all(gateway.config.limits.retry / 60)?;
     if !all.is_empty() {
         info!(events = all.len(), "going on with events that were accepted before");
     }
@@ -209,33 +225,32 @@ pub(crate) fn start(gateway: &Arc<Gateway>, id: String, mut wait: Duration) {
         loop {
             tokio::time::sleep(wait).await;
             match once(&gateway, &id).await {
-                Ok(Some(again)) => wait = again,
-                Ok(None) => return,
-                // It stays on disk, for the next start.
-                Err(why) => return error!(request_id = id, why, "an event could not be run"),
+                Some(again) => wait = again,
+                None => return,
             }
         }
     });
 }
 
 /// One attempt; gives how long to wait for the next, if there is to be one.
-async fn once(gateway: &Arc<Gateway>, id: &str) -> Result<Option<Duration>, String> {
-    let _turn = gateway.events.running.acquire().await.map_err(|error| error.to_string())?;
+async fn once(gateway: &Arc<Gateway>, id: &str) -> Option<Duration> {
+    // It is never closed.
+    let turn = gateway.events.running.acquire().await.ok()?;
     // A server that stops begins nothing; the next one will.
-    let Some(_busy) = gateway.begin() else { return Ok(Some(gateway.config.limits.retry)) };
+    let Some(busy) = gateway.begin() else { return Some(gateway.config.limits.retry) };
     if gateway.is_draining() {
-        return Ok(None);
+        return None;
     }
-    let id = id.to_owned();
-    let blocking = {
-        let (gateway, id) = (gateway.clone(), id.clone());
-        tokio::task::spawn_blocking(move || gateway.events.begin(&id))
+    let begun = match written(gateway, id, Events::begin).await {
+        Ok(begun) => begun?,
+        Err(why) => {
+            warn!(request_id = id, why, "an event cannot be begun; trying again");
+            return Some(AGAIN);
+        }
     };
-    let Some(Begun { event, attempt: number, age }) = finished(blocking.await)? else { return Ok(None) };
+    let Begun { event, attempt: number, age } = begun;
     let function = event.function.clone();
-    // Each of them ended with the server that ran it.
-    let outcome =
-        if number > ATTEMPTS { Attempt::Failed } else { attempt(gateway, event, Instant::now()).await };
+    let outcome = attempt(gateway, event, Instant::now()).await;
     let retry = gateway.config.limits.retry;
     let next = match outcome {
         Attempt::Ran => None,
@@ -255,23 +270,62 @@ async fn once(gateway: &Arc<Gateway>, id: &str) -> Result<Option<Duration>, Stri
         false
     });
     gateway.metrics.event(&outcome, next.is_some());
-    let blocking = {
-        let gateway = gateway.clone();
-        tokio::task::spawn_blocking(move || match next {
-            Some((wait, attempts)) => gateway.events.postpone(&id, wait, attempts).map(|()| Some(wait)),
-            None => gateway.events.remove(&id).map(|()| None),
-        })
+    let end = move |events: &Events, id: &str| match next {
+        Some((wait, attempts)) => events.postpone(id, wait, attempts),
+        None => events.remove(id),
     };
-    finished(blocking.await)
+    let Err(why) = written(gateway, id, end).await else { return next.map(|(wait, _)| wait) };
+    // It has run: only the note is missing, and others need not wait for that. A server that stops leaves it, and the next
+    // one runs it again.
+    error!(request_id = id, why, "what became of an event cannot be written down; trying again");
+    drop((turn, busy));
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        if gateway.is_draining() {
+            return None;
+        }
+        if written(gateway, id, end).await.is_ok() {
+            return next.map(|(wait, _)| wait);
+        }
+    }
 }
 
-fn finished<T>(done: Result<Result<T, RegistryError>, tokio::task::JoinError>) -> Result<T, String> {
+/// What is done to the event's row, on a thread that may wait for the disk.
+async fn written<T: Send + 'static>(
+    gateway: &Arc<Gateway>,
+    id: &str,
+    write: impl FnOnce(&Events, &str) -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, String> {
+    let (gateway, id) = (gateway.clone(), id.to_owned());
+    let done = tokio::task::spawn_blocking(move || write(&gateway.events, &id)).await;
     done.map_err(|panic| panic.to_string())?.map_err(|error| crate::deploy::chain(&error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_wait_after_ends_of_the_server_is_bounded() {
+        let second = Duration::from_secs(1);
+        let waits = [0, 1, 2, 3, 9, 10, 11, u32::MAX].map(|begun| after_ends(second, begun).as_secs());
+        assert_eq!(waits, [0, 0, 1, 2, 128, 256, 300, 300]);
+    }
+
+    #[test]
+    fn events_of_the_layout_before_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock.db");
+        let before = "CREATE TABLE events (
+                 id TEXT PRIMARY KEY, function TEXT NOT NULL, payload BLOB NOT NULL, client_context TEXT,
+                 accepted_ms INTEGER NOT NULL, due_ms INTEGER NOT NULL, attempts INTEGER NOT NULL
+             ) STRICT;
+             INSERT INTO events VALUES ('a', 'f', x'31', NULL, 0, 0, 1);";
+        Connection::open(&path).unwrap().execute_batch(before).unwrap();
+        let events = Events::open(&path, 2).unwrap();
+        let begun = events.begin("a").unwrap().unwrap();
+        assert_eq!((begun.attempt, begun.event), (2, event("a", 1)));
+    }
 
     fn event(id: &str, size: usize) -> Event {
         let function = FunctionName::parse("f").unwrap();
@@ -287,13 +341,20 @@ mod tests {
         assert!(events.accept(&event("b", 1)).unwrap());
         assert!(!events.accept(&event("c", 1)).unwrap(), "two at most");
         assert_eq!(events.begin("a").unwrap().unwrap().attempt, 1);
-        // Whatever ends the server now, the event is there, and this attempt counts.
+        // Whatever ends the server now, the event is there; that is nothing that the event did.
         drop(events);
         let events = Events::open(&path, 2).unwrap();
         let again = events.begin("a").unwrap().unwrap();
-        assert_eq!((again.attempt, again.event), (2, event("a", 1)));
+        assert_eq!((again.attempt, again.event), (1, event("a", 1)));
+        // But twice in a row is a reason to wait.
+        let second = Duration::from_secs(1);
+        let waits = |events: &Events| events.all(second).unwrap().into_iter().map(|(_, wait)| wait).max();
+        assert_eq!(waits(&events), Some(second));
+        events.begin("a").unwrap();
+        assert_eq!(waits(&events), Some(2 * second));
         events.postpone("a", Duration::from_secs(60), 2).unwrap();
-        let all = events.all().unwrap();
+        assert_eq!(events.begin("a").unwrap().unwrap().attempt, 3);
+        let all = events.all(second).unwrap();
         assert_eq!((all[0].0.as_str(), all[0].1), ("b", Duration::ZERO));
         assert!(all[1].1 > Duration::from_secs(50), "{all:?}");
         events.remove("a").unwrap();

@@ -20,7 +20,7 @@ use crate::runner::Function;
 use record::Record;
 
 /// The layout of the database, and of the data directory that it is in.
-pub(crate) const LAYOUT: i64 = 2;
+pub(crate) const LAYOUT: i64 = 3;
 
 /// A function in memory.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Registry {
             .execute_batch(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;
                  CREATE TABLE IF NOT EXISTS functions (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
-                 PRAGMA user_version = 2;",
+                 PRAGMA user_version = 3;",
             )
             .map_err(at("set up"))?;
         let registry =

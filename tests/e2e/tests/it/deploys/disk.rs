@@ -184,3 +184,24 @@ fn a_log_that_cannot_be_written_costs_no_answer_and_leaves_no_half_line() {
     assert_eq!(log.matches("REPORT RequestId: ").count(), 2, "{log}");
     assert!(server.stop());
 }
+
+#[test]
+fn an_event_whose_end_cannot_be_written_down_is_written_down_later() {
+    let disk = Disk::new();
+    let server = Server::start(&disk.dir);
+    let code = b"import time\ndef handler(event, context):\n    time.sleep(1)\n    return 1\n";
+    assert_eq!(create(&server, "slow", &zip(&[("app.py", code)])).status, 201);
+    assert_eq!(settled(&server, "slow")["State"], "Active");
+    for _ in 0..20 {
+        let target = "/2015-03-31/functions/slow/invocations";
+        assert_eq!(server.ask_with("POST", target, b"{}", &[("x-amz-invocation-type", "Event")]).status, 202);
+    }
+    disk.fill(0);
+    server.wait_for("cannot be written down");
+    disk.make_room();
+    server.wait_until(|| server.metric("sock_events_waiting"), |waiting| *waiting == 0);
+    let log = server.succeed(&["logs", "slow"]);
+    let ended = log.matches("END RequestId: ").count();
+    assert!(ended <= 20, "none ran twice: {ended}");
+    assert!(server.stop());
+}
