@@ -24,7 +24,6 @@ baseline = instance.baseline()
 import ctypes
 import errno
 import gc
-import json
 import os
 import select
 import signal
@@ -339,8 +338,8 @@ def import_all(imports):
 def control():
     kind, payload = instance.receive(CONTROL)
     if kind == b"M":
-        facts = import_all(json.loads(payload)["imports"])
-        instance.send(CONTROL, b"F", json.dumps(facts).encode())
+        facts = import_all(instance.loads(payload)["imports"])
+        instance.send(CONTROL, b"F", instance.escaped(facts).encode())
 
 
 def loop():

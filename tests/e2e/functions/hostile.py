@@ -15,7 +15,7 @@ import uuid
 
 SOCKET = 3
 INSTANCE = uuid.uuid4().hex
-held = []
+held, replaced = [], []
 cue = threading.Event()
 
 
@@ -291,13 +291,29 @@ def leaves_child_with_socket(event, context):
 
 
 def replaces(event, context):
-    """As libraries do that know better, and worse."""
+    """As libraries do that know better, and worse. Once, or it would meet itself."""
+    if replaced:
+        return "replaced"
+    replaced.append(True)
+
     def wrong(*arguments, **more):
         return "wrong"
 
-    json.dumps = json.loads = json.JSONEncoder.default = wrong
+    for module in (json, json.decoder, json.encoder, json.scanner):
+        for name, value in list(vars(module).items()):
+            if not name.startswith("__"):
+                setattr(module, name, wrong)
+            # Not those in C, of which there is one for all.
+            if isinstance(value, type) and value.__module__.startswith("json"):
+                for method in [method for method in vars(value) if method != "__module__"]:
+                    try:
+                        setattr(value, method, wrong)
+                    except (AttributeError, TypeError):
+                        pass
     os.read = os.write = os.open = os.dup2 = os.close = os._exit = wrong
-    for name in ("print", "open", "sum", "min", "memoryview", "getattr", "callable", "type"):
+    # What the other cases use.
+    kept = ("setattr", "globals", "ValueError")
+    for name in [name for name in vars(builtins) if not name.startswith("_") and name not in kept]:
         setattr(builtins, name, wrong)
     for name in ("json", "os", "time", "traceback", "builtins", "importlib"):
         sys.modules[name] = None
@@ -311,7 +327,7 @@ def replaces_and_raises(event, context):
 
 
 def replaces_and_exits(event, context):
-    threading.Thread(target=hang).start()
+    _thread.start_new_thread(hang, ())
     replaces(event, context)
     sys.exit(3)
 

@@ -86,6 +86,11 @@ fn too_large() {
     refusal(large, "Function.ResponseSizeTooLarge", message);
     let raised = "def handler(event, context): raise Exception('x' * (7 << 20))";
     refusal(raised, "Function.ResponseSizeTooLarge", message);
+    let unshown = "
+class Large(dict):
+    def items(self): raise ValueError('x' * 7_000_000)
+def handler(event, context): return Large(a=1)";
+    refusal(unshown, "Function.ResponseSizeTooLarge", message);
     let fits = result("def handler(event, context): return 'x' * (6291556 - 2)", "{}");
     assert_eq!(fits.as_str().unwrap().len(), 6_291_554);
 }
