@@ -83,16 +83,16 @@ pub(crate) async fn answer(
     if let Ok(Route::Invoke(_) | Route::Run(_)) = Route::of(&call.head.method, call.head.uri.path()) {
         invoke::mark_not_started(&mut answer);
     }
-    let answer = hold(&call, answer).await;
+    let answer = hold(&call, answer, &connection).await;
     drop::<Option<Serving>>(serving);
     answer
 }
 
 /// Gives the answer its share of the memory for answers.
-async fn hold(call: &Call, answer: Answer) -> Answer {
+async fn hold(call: &Call, answer: Answer, connection: &Connection) -> Answer {
     let (head, body) = answer.into_parts();
     let Ok(body) = body.collect().await;
-    let bytes = answer::hold(body.to_bytes(), &call.gateway.answers).await;
+    let bytes = answer::hold(body.to_bytes(), &call.gateway.answers, connection).await;
     Response::from_parts(head, Full::new(bytes))
 }
 
@@ -277,6 +277,9 @@ impl Call {
                 "Request must be smaller than {limit} bytes for the {operation} operation"
             )),
             (BodyError::Slow, _) => ApiError::timeout("the request's body did not arrive in time"),
+            (BodyError::NoMemory, _) => ApiError::unavailable(
+                "the server has no memory for another request of that size: try again in a moment",
+            ),
             (BodyError::Broken(reason), _) => {
                 ApiError::serialization(format!("the body is not complete: {reason}"))
             }

@@ -17,6 +17,7 @@ use crate::bundle::{BundleError, Bundles};
 use crate::config::{Auth, GatewayConfig};
 use crate::events::{self, Events};
 use crate::http::connections::Connections;
+use crate::http::memory::Memory;
 use crate::keys::KeyError;
 use crate::lock::{self, NotTaken};
 use crate::logs::Logs;
@@ -31,8 +32,6 @@ use crate::{deploy, http};
 const BUSY: u32 = 1 << 20;
 /// Bundles that are checked and unpacked at a time.
 const UNPACKING: usize = 2;
-/// The unit in which memory for bodies is handed out.
-pub(crate) const BODY_UNIT: u32 = 1024;
 
 /// Why a server does not start, or stops.
 #[derive(Debug, thiserror::Error)]
@@ -84,10 +83,9 @@ pub(crate) struct Gateway {
     pub(crate) logs: Logs,
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) connections: Arc<Connections>,
-    /// Memory for request bodies, in units of [`BODY_UNIT`].
-    pub(crate) bodies: Arc<Semaphore>,
-    /// Likewise for answers.
-    pub(crate) answers: Arc<Semaphore>,
+    /// For request bodies.
+    pub(crate) bodies: Arc<Memory>,
+    pub(crate) answers: Arc<Memory>,
     /// Asynchronous invocations.
     pub(crate) events: Events,
     pub(crate) metrics: Metrics,
@@ -142,11 +140,10 @@ impl Gateway {
         }
         let logs = Logs::open(dir.join("logs")).map_err(at("logs"))?;
         let limits = &config.limits;
-        let memory = |bytes: u32| Arc::new(Semaphore::new((bytes / BODY_UNIT) as usize));
         Ok(Self {
             connections: Connections::new(limits.connections),
-            bodies: memory(limits.bodies_bytes),
-            answers: memory(limits.answers_bytes),
+            bodies: Memory::new(limits.bodies_bytes),
+            answers: Memory::new(limits.answers_bytes),
             events: Events::open(&dir.join("sock.db"), limits.events)?,
             metrics: Metrics::new(),
             unfinished: removed,

@@ -7,6 +7,8 @@
 pub(crate) mod answer;
 pub(crate) mod body;
 pub(crate) mod connections;
+mod counted;
+pub(crate) mod memory;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,6 +28,7 @@ use tracing::{debug, warn};
 use crate::api;
 use crate::gateway::Gateway;
 use connections::Connection;
+use counted::Counted;
 
 /// The largest head of a request.
 const MAX_HEAD: usize = 64 << 10;
@@ -88,6 +91,7 @@ async fn connection(
     let limits = &gateway.config.limits;
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limits.answer));
+    let stream = Counted::new(Box::pin(stream), place.written().clone());
     let head = limits.head;
     // Who comes to a stopping server is told so, once; a connection that says nothing yet must not be closed for that.
     let late = gateway.is_draining();
@@ -105,7 +109,7 @@ async fn connection(
         .max_buf_size(MAX_HEAD)
         // Who has sent all that it has to say may close that direction, and still gets its answer.
         .half_close(true)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         biased;

@@ -3,17 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::gateway::BODY_UNIT;
-
-/// What is not counted: of this size there may be one for every connection.
-const SMALL: usize = 16 << 10;
+use super::connections::Connection;
+use super::memory::{Memory, SMALL, Share};
 
 /// The bytes of an answer; what writes them to the socket drops them when they are out.
 struct Outgoing {
     bytes: Bytes,
-    _share: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl AsRef<[u8]> for Outgoing {
@@ -22,15 +19,12 @@ impl AsRef<[u8]> for Outgoing {
     }
 }
 
-/// Waits until there is room in `memory`, which is in units of [`BODY_UNIT`].
-pub(crate) async fn hold(bytes: Bytes, memory: &Arc<Semaphore>) -> Bytes {
+/// Waits until there is room in `memory` for what is to go out on `connection`, which is closed should its client be slow to take it
+/// while others wait.
+pub(crate) async fn hold(bytes: Bytes, memory: &Arc<Memory>, connection: &Connection) -> Bytes {
     if bytes.len() <= SMALL {
         return bytes;
     }
-    let units = u32::try_from(bytes.len()).unwrap_or(u32::MAX).div_ceil(BODY_UNIT);
-    match memory.clone().acquire_many_owned(units).await {
-        Ok(share) => Bytes::from_owner(Outgoing { bytes, _share: share }),
-        // It is never closed.
-        Err(_) => bytes,
-    }
+    let share = memory.take(bytes.len(), connection.written(), connection.leave()).await;
+    Bytes::from_owner(Outgoing { bytes, _share: share })
 }

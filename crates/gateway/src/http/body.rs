@@ -5,14 +5,15 @@
 //! a connection that is closed under it takes the answer along.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
-use crate::gateway::BODY_UNIT;
+use super::memory::{Memory, Share};
 
 /// What is thrown away for a client that sends too much.
 const MAX_DISCARD: usize = 128 << 20;
@@ -21,7 +22,7 @@ const MAX_DISCARD: usize = 128 << 20;
 #[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) bytes: Bytes,
-    pub(crate) share: Option<OwnedSemaphorePermit>,
+    pub(crate) share: Share,
 }
 
 /// Why there is no body.
@@ -31,28 +32,35 @@ pub(crate) enum BodyError {
     TooLarge { found: Option<usize> },
     /// It did not come in time.
     Slow,
+    /// There is no memory for it, or others needed it more than a client that is slow.
+    NoMemory,
     /// The client left, or sent something that is not HTTP.
     Broken(String),
 }
 
-/// Reads a body of at most `limit` bytes.
+/// Reads a body of at most `limit` bytes, within `time` from when there is memory for it, for which it waits as long.
 pub(crate) async fn read(
     body: Incoming,
     limit: usize,
     time: Duration,
-    memory: &Arc<Semaphore>,
+    memory: &Arc<Memory>,
 ) -> Result<Body, BodyError> {
     let sized = body.size_hint().upper().map_or(limit, |upper| usize::try_from(upper).unwrap_or(usize::MAX));
-    let units = u32::try_from(sized.min(limit)).unwrap_or(u32::MAX).div_ceil(BODY_UNIT);
-    let whole = async {
-        let share = match units {
-            0 => None,
-            units => Some(memory.clone().acquire_many_owned(units).await.map_err(|_| BodyError::Slow)?),
-        };
-        let bytes = if sized > limit { discard(body, 0).await? } else { collect(body, limit).await? };
-        Ok(Body { bytes, share })
-    };
-    tokio::time::timeout(time, whole).await.unwrap_or(Err(BodyError::Slow))
+    let (moved, lose) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    // What is too long is thrown away as it comes.
+    let bytes = if sized > limit { 0 } else { sized };
+    let share = tokio::time::timeout(time, memory.take(bytes, &moved, &lose));
+    let mut share = share.await.map_err(|_| BodyError::NoMemory)?;
+    let whole =
+        async { if sized > limit { discard(body, 0).await } else { collect(body, limit, &moved).await } };
+    tokio::select! {
+        biased;
+        () = lose.notified() => Err(BodyError::NoMemory),
+        whole = tokio::time::timeout(time, whole) => {
+            share.settle();
+            Ok(Body { bytes: whole.unwrap_or(Err(BodyError::Slow))?, share })
+        }
+    }
 }
 
 /// Lets a request that is answered already end: the rest of it is read and thrown away, for at most `time`.
@@ -62,12 +70,13 @@ pub(crate) async fn pass_over(body: Incoming, time: Duration) {
     }
 }
 
-async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+async fn collect(mut body: Incoming, limit: usize, moved: &AtomicU64) -> Result<Bytes, BodyError> {
     let mut first = Bytes::new();
     let mut more = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         let length = first.len().max(more.len()) + data.len();
+        moved.store(length as u64, Ordering::Relaxed);
         if length > limit {
             return discard(body, length).await;
         }

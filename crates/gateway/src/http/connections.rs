@@ -6,6 +6,7 @@
 //! say nothing cannot keep others out; those whose requests are being answered are never sent away.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -32,6 +33,8 @@ struct Waiting {
 pub(crate) struct Connection {
     all: Arc<Connections>,
     leave: Arc<Notify>,
+    /// Bytes that its client has taken.
+    written: Arc<AtomicU64>,
     /// Under which number it waits for its client.
     since: Mutex<Option<u64>>,
     _place: OwnedSemaphorePermit,
@@ -62,6 +65,7 @@ impl Connections {
             let connection = Connection {
                 all: self.clone(),
                 leave: Arc::new(Notify::new()),
+                written: Arc::default(),
                 since: Mutex::new(None),
                 _place: place,
             };
@@ -106,6 +110,16 @@ impl Connection {
                 return;
             }
         }
+    }
+
+    /// Counts the bytes that its client has taken.
+    pub(crate) fn written(&self) -> &Arc<AtomicU64> {
+        &self.written
+    }
+
+    /// Notified, it is closed once it waits for its client; an answer that is being sent is such a wait.
+    pub(crate) fn leave(&self) -> &Arc<Notify> {
+        &self.leave
     }
 
     fn since(&self) -> MutexGuard<'_, Option<u64>> {

@@ -1,6 +1,6 @@
 //! HTTP itself: bodies in their ways to come, connections that stay, clients that are slow or wrong.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sock_gateway::{Auth, GatewayConfig, GatewayLimits};
 use tempfile::TempDir;
@@ -205,6 +205,54 @@ fn who_does_not_take_an_answer_is_given_up() {
     // Its answer takes all the memory that there is for answers: the next one waits until it is given up.
     let answer = Request::new("POST", "/run/echo", event.clone()).send(server.address);
     assert_eq!((answer.status, answer.body.len()), (200, event.len()));
+}
+
+/// Each of them could be at it for a minute.
+#[test]
+fn who_sends_slowly_makes_room_for_who_waits() {
+    let (server, _dir) = open(|limits| limits.bodies_bytes = 6 << 20);
+    let mut slow: Vec<Wire> = (0..3)
+        .map(|_| {
+            let mut wire = Wire::new(server.address);
+            wire.say("POST /run/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n");
+            // It has its memory when it is told to go on.
+            assert_eq!((wire.line().as_str(), wire.line().as_str()), ("HTTP/1.1 100 Continue", ""));
+            wire.say("\"");
+            wire
+        })
+        .collect();
+    let begun = Instant::now();
+    let small = Request::new("POST", "/run/echo", "[1]").send(server.address);
+    assert_eq!(
+        (small.status, begun.elapsed() < Duration::from_secs(1)),
+        (200, true),
+        "{:?}",
+        begun.elapsed()
+    );
+    let event = format!("\"{}\"", "x".repeat(1 << 20));
+    let answer = Request::new("POST", "/run/echo", event.clone()).send(server.address);
+    assert_eq!((answer.status, answer.body.len()), (200, event.len()));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let (first, body) = slow[0].answer();
+    assert_eq!(first, "HTTP/1.1 503 Service Unavailable");
+    assert!(body.contains("no memory for another request"), "{body}");
+}
+
+#[test]
+fn who_takes_an_answer_slowly_makes_room_for_who_waits() {
+    let (server, _dir) = open(|limits| limits.answers_bytes = 6 << 20);
+    let event = format!("\"{}\"", "x".repeat(5 << 20));
+    let mut slow = Wire::narrow(server.address);
+    slow.say(&format!(
+        "POST /run/echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{event}",
+        event.len()
+    ));
+    assert_eq!(slow.line(), OK);
+    let begun = Instant::now();
+    let answer = Request::new("POST", "/run/echo", event.clone()).send(server.address);
+    assert_eq!((answer.status, answer.body.len()), (200, event.len()));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(slow);
 }
 
 #[test]
