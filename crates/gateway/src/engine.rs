@@ -190,10 +190,7 @@ impl Engine {
         let pythons: Vec<Python> = options.interpreters.iter().map(Python::new).collect();
         let zygotes = Arc::new(Zygotes::new(launcher.clone()));
         for python in &pythons {
-            let root = Key { runtime: python.runtime.clone(), view: None, imports: Vec::new() };
-            let argv = python.argv(Entry::Zygote);
-            let started = zygotes.ensure(root, sock_zygote::Lock::new(), Vec::new(), argv).await;
-            started.map_err(|error| error.to_string())?;
+            zygotes.ensure_root(python).await.map_err(|error| error.to_string())?;
         }
         let engine = Arc::new(Self {
             launcher,
@@ -208,12 +205,27 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Starts root zygotes again that have died.
+    fn keep_roots(self: &Arc<Self>) {
+        for (at, python) in self.pythons.iter().enumerate() {
+            if self.zygotes.should_start(&Key::root(&python.runtime)) {
+                let engine = Arc::clone(self);
+                tokio::spawn(async move {
+                    if let Err(error) = engine.zygotes.ensure_root(&engine.pythons[at]).await {
+                        tracing::warn!(%error, "the root zygote does not start again");
+                    }
+                });
+            }
+        }
+    }
+
     /// Ends what has been idle for long, and what is of no use any more.
     async fn tidy(engine: std::sync::Weak<Self>) {
         let mut ticks = tokio::time::interval(TIDY);
         loop {
             ticks.tick().await;
             let Some(engine) = engine.upgrade() else { return };
+            engine.keep_roots();
             let mut old = Vec::new();
             let mut idle = lock(&engine.idle);
             for instances in idle.by_function.values_mut() {

@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, OFlag};
@@ -163,9 +164,12 @@ pub enum SuperviseError {
     Dying(u32),
 }
 
-/// Starts in a row that come to nothing before it is no bad luck any more. Processes that have served are started again
-/// without end: an operator who kills them, or a kernel short of memory, must not end the server.
+/// Starts in a row that come to nothing before it is no bad luck any more. A server that has served is started again without
+/// end: an operator who kills its processes, or a kernel short of memory, must not end it.
 const MAX_FAILED_STARTS: u32 = 5;
+
+/// Milliseconds before the next start, by how many have failed in a row: what ends a start may be over by then.
+const PAUSES: [u64; 6] = [0, 0, 100, 500, 1000, 2000];
 
 /// Serves until SIGTERM or SIGINT; then lets running invocations finish, unless it is asked again.
 pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
@@ -231,14 +235,29 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
             }
         }
         failed_starts = if served { 0 } else { failed_starts + 1 };
-        if failed_starts == MAX_FAILED_STARTS {
+        if failed_starts >= MAX_FAILED_STARTS && !ever_served {
             return Err(SuperviseError::Dying(failed_starts));
+        }
+        let pause = PAUSES[(failed_starts as usize).min(PAUSES.len() - 1)];
+        if is_asked_within(&signals, Duration::from_millis(pause))? {
+            return Ok(());
         }
     }
 }
 
 /// The gateway's exit code for "starting me again will not help".
 pub(crate) const GATEWAY_REFUSED: i32 = 78;
+
+/// Whether it is told to stop before the time is over.
+fn is_asked_within(signals: &SignalFd, time: Duration) -> Result<bool, SuperviseError> {
+    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
+    let mut wanted = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut wanted, timeout) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(SyscallError { call: "poll", path: None, errno }.into()),
+    }
+}
 
 enum End {
     Asked,

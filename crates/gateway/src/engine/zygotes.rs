@@ -18,6 +18,7 @@ use sock_zygote::{Facts, Import, Lock, Node, sound};
 use super::function::Prepared;
 use super::launcher::{Launcher, LauncherError};
 use super::process::{Peer, PeerError};
+use super::python::Python;
 
 /// A zygote could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,13 @@ pub(crate) struct Key {
     pub(crate) runtime: String,
     pub(crate) view: Option<String>,
     pub(crate) imports: Vec<Import>,
+}
+
+impl Key {
+    /// Of the one without packages, which may serve every function.
+    pub(crate) fn root(runtime: &str) -> Self {
+        Self { runtime: runtime.to_owned(), view: None, imports: Vec::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -125,6 +133,12 @@ impl Zygotes {
         best.map(Arc::clone)
     }
 
+    /// Makes sure that there is the root zygote of an interpreter.
+    pub(crate) async fn ensure_root(self: &Arc<Self>, python: &Python) -> Result<(), ZygoteError> {
+        let root = Key::root(&python.runtime);
+        self.ensure(root, Lock::new(), Vec::new(), python.argv(Entry::Zygote)).await
+    }
+
     /// Makes sure that there is a zygote for `key`, whose view holds `lock`, started by `argv` with `more` variables than
     /// all have.
     pub(crate) async fn ensure(
@@ -176,11 +190,12 @@ impl Zygotes {
             self.launcher.tell(Request::KeepSpares { zygote: id, count: SPARES });
         }
         let modules = facts.imported.iter().chain(&facts.baseline).cloned().collect();
+        let (node, instances) = (Node { lock, env, facts }, AtomicUsize::new(0));
+        // It may end at once, and can be forgotten only when it is there.
+        let mut running = self.lock();
         let control = tokio::spawn(Self::attend(Arc::clone(self), key.clone(), id, peer)).abort_handle();
-        let node = Node { lock, env, facts };
-        let instances = AtomicUsize::new(0);
         let zygote = Arc::new(Zygote { id, key: key.clone(), node, modules, instances, control });
-        self.lock().insert(key, zygote);
+        running.insert(key, zygote);
         Ok(())
     }
 
@@ -199,8 +214,9 @@ impl Zygotes {
     pub(crate) fn retire(&self, wanted: &BTreeSet<Key>) {
         let mut running = self.lock();
         running.retain(|key, zygote| {
-            let root = key.imports.is_empty() && key.view.is_none();
-            let keep = root || wanted.contains(key) || zygote.instances.load(Ordering::Acquire) > 0;
+            let keep = *key == Key::root(&key.runtime)
+                || wanted.contains(key)
+                || zygote.instances.load(Ordering::Acquire) > 0;
             if !keep {
                 tracing::info!(zygote = zygote.id, "zygote retired");
                 self.launcher.tell(Request::StopZygote { zygote: zygote.id });

@@ -13,9 +13,9 @@ use crate::server::{Process, Server};
 
 /// Emulated processors start a server in seconds instead of half a second.
 const KILLS: usize = if cfg!(feature = "machine") { 25 } else { 200 };
-/// Kills that may overlap, before the server gets time to answer again. One less than the starts in a row that a
-/// supervisor gives up after.
-const BURST: usize = 4;
+/// Kills that may overlap, before the server gets time to answer again. Two more than the starts in a row after which a
+/// server that never served is given up.
+const BURST: usize = 7;
 const CLIENTS: usize = 4;
 /// For an answer after a burst, at worst.
 const WAIT: Duration = Duration::from_secs(if cfg!(feature = "machine") { 60 } else { 10 });

@@ -209,6 +209,37 @@ fn a_zygotes_death_is_survived() {
     );
 }
 
+/// Also where nobody invokes anything.
+#[test]
+fn the_root_zygote_is_started_again() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let zygotes = || server.processes().into_iter().filter(is_zygote).collect::<Vec<_>>();
+    let before = server.wait_until(zygotes, |zygotes| !zygotes.is_empty());
+    before[0].kill();
+    server.wait_until(zygotes, |now| now.iter().any(|zygote| !before.contains(zygote)));
+    assert!(server.stop());
+}
+
+#[test]
+fn a_server_that_has_served_is_started_without_end() {
+    let data = tempfile::tempdir().unwrap();
+    let server = with_instances(data.path());
+    let gateway = || {
+        let mut processes = server.processes().into_iter();
+        processes.find(|process| process.uid != 0 && process.is_child_of(&server))
+    };
+    // Each before it serves: more of them than end a server that never did.
+    let mut last = None;
+    for _ in 0..8 {
+        last = server.wait_until(gateway, |now| now.is_some() && *now != last);
+        last.as_ref().unwrap().kill();
+    }
+    let again = || server.try_run("echo", &json!([2])).ok().map(|answer| answer.body);
+    server.wait_until(again, |body| *body == Some(json!([2])));
+    assert!(server.stop());
+}
+
 /// Whether it is the process that answered so.
 fn is_instance(process: &Process, body: &serde_json::Value) -> bool {
     process.namespace("pid").is_some_and(|link| link.to_str() == body["pids"].as_str())
