@@ -27,11 +27,12 @@ use sock_isolation::launcher::wire::{Counts, Files, InstanceId, Reply, Request};
 use sock_isolation::{Command, Role};
 use sock_zygote::frames::{self, InvokeHeader, Kind};
 use sock_zygote::runtime::{self, Entry};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::names::FunctionName;
 use crate::runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
+    ThrottleLimit,
 };
 use ending::{Ended, ended};
 use function::Prepared;
@@ -42,6 +43,13 @@ use zygotes::{Key, Zygote, Zygotes};
 
 /// Instances that may run at once: on a small machine more only wait for each other.
 const MAX_RUNNING: usize = 256;
+
+/// Those of one function: some places are left for the others, whatever one of them is asked for.
+const MAX_OF_ONE: usize = 224;
+
+/// How long an invocation waits for a place before its client is told that there is none, as Lambda does at once: a burst is
+/// over by then, and a client can wait and ask again.
+const QUEUE: Duration = Duration::from_secs(10);
 
 /// Idle instances that are kept, over all functions.
 const MAX_IDLE: usize = 64;
@@ -75,6 +83,8 @@ pub(crate) struct Engine {
     pythons: Vec<Python>,
     data_dir: PathBuf,
     running: Semaphore,
+    /// The places of each function.
+    places: Mutex<HashMap<FunctionName, Arc<Semaphore>>>,
     functions: Mutex<Functions>,
     idle: Mutex<Idle>,
 }
@@ -198,6 +208,7 @@ impl Engine {
             pythons,
             data_dir: options.data_dir,
             running: Semaphore::new(MAX_RUNNING),
+            places: Mutex::default(),
             functions: Mutex::default(),
             idle: Mutex::default(),
         });
@@ -460,13 +471,23 @@ impl Engine {
         }
     }
 
+    /// Waits for a place among the function's, and then among all.
+    async fn admit(&self, name: &FunctionName) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
+        let new = || Arc::new(Semaphore::new(MAX_OF_ONE));
+        let own = Arc::clone(lock(&self.places).entry(name.clone()).or_insert_with(new));
+        // Neither is ever closed.
+        let both = async { Some((own.acquire_owned().await.ok()?, self.running.acquire().await.ok()?)) };
+        tokio::time::timeout(QUEUE, both).await.ok().flatten()
+    }
+
     async fn run(&self, function: Arc<Function>, invocation: Invocation) -> Outcome {
         let mut phases = Phases::default();
-        let permit: Result<SemaphorePermit<'_>, _> = self.running.acquire().await;
-        if permit.is_err() {
-            return failed("the server is stopping".into(), phases, StartKind::Cold);
-        }
+        let permit = self.admit(&function.name).await;
         phases.queue = invocation.received.elapsed();
+        if permit.is_none() {
+            let result = InvocationResult::Throttled { limit: ThrottleLimit::Server };
+            return Outcome::of(result, StartKind::Cold, phases);
+        }
         let mut log_before = Vec::new();
         let mut attempt = 1;
         let (mut instance, start, result) = loop {
@@ -475,7 +496,7 @@ impl Engine {
                 Some(instance) => (instance, StartKind::Warm),
                 None => match self.start_for(&function, &mut phases).await {
                     Ok(started) => started,
-                    Err(failure) => return start_failed(failure, phases, &invocation, log_before),
+                    Err(failure) => return start_failed(failure, phases, log_before),
                 },
             };
             if start == StartKind::Warm {
@@ -583,36 +604,16 @@ async fn exchange(
 
 fn failed(why: String, phases: Phases, start: StartKind) -> Outcome {
     tracing::error!(why, "an invocation failed for a reason of the platform's own");
-    let result = InvocationResult::Platform(why);
-    let (log_before, log) = (Vec::new(), Vec::new());
-    Outcome { result, start, phases, log_before, log, log_truncated: 0, max_memory_mb: 0 }
+    Outcome::of(InvocationResult::Platform(why), start, phases)
 }
 
-fn start_failed(
-    failure: StartFailure,
-    phases: Phases,
-    invocation: &Invocation,
-    log_before: Vec<u8>,
-) -> Outcome {
+fn start_failed(failure: StartFailure, phases: Phases, log_before: Vec<u8>) -> Outcome {
     let StartFailure { kind, error } = failure;
     let (result, output) = match error {
         StartError::Platform(why) => return failed(why, phases, kind),
         StartError::Init { error, output } => (InvocationResult::HandlerError(Bytes::from(error)), output),
         StartError::Ended { result, output } => (result, output),
-        StartError::Slow { limit, output } => {
-            let failure = frames::Failure {
-                error_message: format!(
-                    "RequestId: {} Error: importing the handler took longer than {} s: import less, or raise the timeout",
-                    invocation.request_id,
-                    limit.as_secs()
-                ),
-                error_type: "Sandbox.Timedout".into(),
-                request_id: String::new(),
-                stack_trace: Vec::new(),
-            };
-            let error = serde_json::to_vec(&failure).unwrap_or_default();
-            (InvocationResult::HandlerError(Bytes::from(error)), output)
-        }
+        StartError::Slow { limit, output } => (InvocationResult::SlowImport { limit }, output),
     };
     let Output { text: log, dropped: log_truncated } = output;
     Outcome { result, start: kind, phases, log_before, log, log_truncated, max_memory_mb: 0 }
@@ -652,6 +653,7 @@ impl Runner for Engine {
 
     fn retire(&self, name: &FunctionName) {
         lock(&self.functions).remove(name);
+        lock(&self.places).remove(name);
         let mut idle = lock(&self.idle);
         let instances = idle.by_function.remove(name).unwrap_or_default();
         idle.count -= instances.len();

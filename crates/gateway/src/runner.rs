@@ -95,6 +95,11 @@ pub enum InvocationResult {
     HandlerError(Bytes),
     /// It did not finish within the function's timeout, and was ended.
     Timeout,
+    /// Its handler's import did not finish within this time, and was ended.
+    SlowImport {
+        /// The time that it had.
+        limit: Duration,
+    },
     /// The process ended by itself.
     Exited {
         /// How, such as `exit status 1` or `signal: segmentation fault`; nothing for a clean exit.
@@ -185,6 +190,14 @@ pub trait Runner: Send + Sync + 'static {
 
     /// The function was deleted: running invocations may finish, and nothing else of it is kept.
     fn retire(&self, name: &FunctionName);
+}
+
+impl Outcome {
+    /// Of an invocation that did not get as far as to write anything.
+    pub fn of(result: InvocationResult, start: StartKind, phases: Phases) -> Self {
+        let (log_before, log) = (Vec::new(), Vec::new());
+        Self { result, start, phases, log_before, log, log_truncated: 0, max_memory_mb: 0 }
+    }
 }
 
 impl Function {

@@ -289,7 +289,7 @@ fn kind(result: &InvocationResult) -> &'static str {
         }
         InvocationResult::Ok(_) => "ok",
         InvocationResult::HandlerError(_) => "error",
-        InvocationResult::Timeout => "timeout",
+        InvocationResult::Timeout | InvocationResult::SlowImport { .. } => "timeout",
         InvocationResult::Exited { .. } => "exited",
         InvocationResult::OutOfMemory => "out-of-memory",
         InvocationResult::Throttled { .. } => "throttled",
@@ -316,6 +316,10 @@ fn end(function: &Function, request_id: &str, result: InvocationResult) -> End {
             "Sandbox.Timedout",
             format!("RequestId: {request_id} Error: {}", timed_out(function)),
         )),
+        InvocationResult::SlowImport { limit } => End::Timeout(object(
+            "Sandbox.Timedout",
+            format!("RequestId: {request_id} Error: {}", slow_import(limit)),
+        )),
         InvocationResult::Exited { reason } => {
             let how = match reason {
                 Some(reason) => format!("Runtime exited with error: {reason}"),
@@ -339,6 +343,11 @@ fn timed_out(function: &Function) -> String {
     format!("Task timed out after {:.2} seconds", function.timeout.as_secs_f64())
 }
 
+fn slow_import(limit: Duration) -> String {
+    let seconds = limit.as_secs();
+    format!("importing the handler took longer than {seconds} s: import less, or raise the timeout")
+}
+
 /// The error type in the last line of the log. An error that the handler raised is none of the platform's.
 fn error_type(result: &InvocationResult) -> Option<Cow<'static, str>> {
     #[derive(Deserialize)]
@@ -360,9 +369,10 @@ fn error_type(result: &InvocationResult) -> Option<Cow<'static, str>> {
         InvocationResult::Exited { .. } => "Runtime.ExitError".into(),
         InvocationResult::OutOfMemory => "Runtime.OutOfMemory".into(),
         InvocationResult::Platform(_) => "Platform".into(),
-        InvocationResult::Ok(_) | InvocationResult::Timeout | InvocationResult::Throttled { .. } => {
-            return None;
-        }
+        InvocationResult::Ok(_)
+        | InvocationResult::Timeout
+        | InvocationResult::SlowImport { .. }
+        | InvocationResult::Throttled { .. } => return None,
     })
 }
 
@@ -381,12 +391,16 @@ fn lines(function: &Function, request_id: &str, outcome: &Outcome) -> Vec<u8> {
         let note = format!("[{} more bytes of output were dropped]\n", outcome.log_truncated);
         lines.extend_from_slice(note.as_bytes());
     }
+    let late = match &outcome.result {
+        InvocationResult::Timeout => Some(timed_out(function)),
+        InvocationResult::SlowImport { limit } => Some(slow_import(*limit)),
+        _ => None,
+    };
+    if let Some(late) = &late {
+        lines.extend_from_slice(format!("RequestId: {request_id} Error: {late}\n").as_bytes());
+    }
     let status = match &outcome.result {
-        InvocationResult::Timeout => {
-            let note = format!("RequestId: {request_id} Error: {}\n", timed_out(function));
-            lines.extend_from_slice(note.as_bytes());
-            "Status: timeout\t".into()
-        }
+        _ if late.is_some() => "Status: timeout\t".into(),
         result => {
             error_type(result).map_or_else(String::new, |kind| format!("Status: error\tError Type: {kind}\t"))
         }

@@ -7,13 +7,15 @@ use serde_json::json;
 
 use crate::server::{Server, tests};
 
-const COUNT: usize = 200;
+/// All places that one function has.
+const COUNT: usize = 224;
 
 #[test]
 fn two_hundred_at_once_and_then_none() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path());
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "300"]);
+    server.deploy(&tests("functions/echo"), "echo", &["--handler", "main.handler"]);
     // None ends before the last has begun.
     let event = json!({"wait": true});
     let answers: Vec<_> = std::thread::scope(|scope| {
@@ -28,6 +30,11 @@ fn two_hundred_at_once_and_then_none() {
             || server.metric("sock_instances{state=\"running\"}"),
             |count| *count == COUNT as u64,
         );
+        // One more of it is told so, while others have room.
+        let more = scope.spawn(|| server.run("where", &event));
+        assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
+        let more = more.join().unwrap();
+        assert_eq!((more.status, &more.body["Reason"]), (429, &json!("ConcurrentInvocationLimitExceeded")));
         // Each container has two processes that see its /tmp: its init and the handler.
         let all = server.wait_until(working, |working| working.len() == 2 * COUNT);
         all.iter().for_each(|file| drop(fs::remove_file(file)));
