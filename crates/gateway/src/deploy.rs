@@ -45,27 +45,38 @@ pub(crate) fn start(gateway: &Arc<Gateway>, name: FunctionName, revision: String
     });
 }
 
-/// Goes on with a deployment that the last server did not finish. Once: should it be what ended that server, it fails.
+/// Seconds that a deployment waits each time that a start goes on with it: it may be what ended the servers, and need not be. After
+/// so many it fails.
+const RESUMES: [u64; 5] = [0, 0, 1, 5, 30];
+
+/// Goes on with a deployment that the last server did not finish.
 pub(crate) fn resume(gateway: &Arc<Gateway>, record: &Record) -> Result<(), RegistryError> {
     let revision = record.wanted.revision.clone();
     let (entry, ()) = gateway.registry.change::<_, RegistryError>(&record.name, |before| {
         let mut record = before.cloned();
         if let Some(record) = record.as_mut().filter(|record| record.wanted.revision == revision) {
-            if record.wanted.resumed {
-                let reason =
-                    "the server ended twice while it deployed this function: change it, and deploy it again";
-                record.status = Status::Failed(internal(reason.into()));
+            if record.wanted.resumes as usize == RESUMES.len() {
+                let ends = RESUMES.len() + 1;
+                record.status = Status::Failed(internal(format!(
+                    "the server ended {ends} times while it deployed this function: see its log, and deploy again"
+                )));
+            } else {
+                record.wanted.resumes += 1;
             }
-            record.wanted.resumed = true;
         }
         Ok((record, ()))
     })?;
     match entry.map(|entry| entry.record.status.clone()) {
         Some(Status::Deploying) => {
-            info!(function = %record.name, "resuming a deployment");
-            start(gateway, record.name.clone(), revision);
+            let wait_s = RESUMES.get(record.wanted.resumes as usize).copied().unwrap_or_default();
+            info!(function = %record.name, wait_s, "resuming a deployment");
+            let (gateway, name) = (gateway.clone(), record.name.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(wait_s)).await;
+                start(&gateway, name, revision);
+            });
         }
-        _ => warn!(function = %record.name, "a deployment that ended the server twice has failed"),
+        _ => warn!(function = %record.name, "a deployment with which the server ended too often has failed"),
     }
     Ok(())
 }

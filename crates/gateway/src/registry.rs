@@ -217,7 +217,7 @@ mod tests {
         let config = Config::new();
         let code = Code { sha256: format!("{name}-code"), size: 1 };
         let wanted =
-            Deployment { revision: "1".into(), config, code, packages: None, marks: None, resumed: false };
+            Deployment { revision: "1".into(), config, code, packages: None, marks: None, resumes: 0 };
         let live = Some(wanted.clone());
         Record { name, tags: BTreeMap::new(), wanted, status: Status::Ready, live, modified: String::new() }
     }

@@ -107,8 +107,7 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
     }
     let tags = tags::checked(request.tags.unwrap_or_default())?;
     let code = keep(gateway, &request.code)?;
-    let wanted =
-        Deployment { revision: revision(), config, code, packages: None, marks: None, resumed: false };
+    let wanted = Deployment { revision: revision(), config, code, packages: None, marks: None, resumes: 0 };
     let record =
         Record { name: name.clone(), tags, wanted, status: Status::Deploying, live: None, modified: now() };
     let (entry, ()) = gateway.registry.change::<_, ApiError>(&name, |before| match before {
@@ -288,7 +287,7 @@ async fn update(
         record.wanted.marks = None;
         alter(&mut record.wanted)?;
         record.wanted.revision = revision();
-        record.wanted.resumed = false;
+        record.wanted.resumes = 0;
         record.status = Status::Deploying;
         record.modified = now();
         Ok(())

@@ -44,9 +44,9 @@ pub(crate) struct Deployment {
     /// Values of [`MARKS`] that come to be with it; nothing: they stay.
     #[serde(default)]
     pub(crate) marks: Option<BTreeMap<String, String>>,
-    /// Whether a server went on with it that had not begun it.
+    /// How often a start went on with it.
     #[serde(default)]
-    pub(crate) resumed: bool,
+    pub(crate) resumes: u32,
 }
 
 /// How far the wanted deployment has come.
