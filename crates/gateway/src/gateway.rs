@@ -138,7 +138,8 @@ impl Gateway {
         if removed > 0 {
             info!(removed, "removed what no function needs from the store of bundles");
         }
-        let logs = Logs::open(dir.join("logs")).map_err(at("logs"))?;
+        let names = registry.all().iter().map(|entry| entry.record.name.clone()).collect();
+        let logs = Logs::open(dir.join("logs"), &names).map_err(at("logs"))?;
         let limits = &config.limits;
         Ok(Self {
             connections: Connections::new(limits.connections),

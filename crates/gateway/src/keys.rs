@@ -57,7 +57,7 @@ pub enum KeyError {
         mode: u32,
     },
     /// The file is not what this program writes.
-    #[error("{path} holds no keys: remove it to have a new key made", path = path.display())]
+    #[error("{path} holds no keys, or one that is too short: remove it to have a new key made", path = path.display())]
     Content {
         /// The file.
         path: PathBuf,
@@ -116,7 +116,11 @@ impl Keys {
         file.read_to_string(&mut text).map_err(at("read"))?;
         // The parser's message could quote the content: it is not kept.
         let keys: Self = serde_json::from_str(&text).map_err(|_| KeyError::Content { path: path.into() })?;
-        if keys.keys.is_empty() { Err(KeyError::Content { path: path.into() }) } else { Ok(keys) }
+        let fits = |key: &AccessKey| AccessKey::parse(&format!("{}:{}", key.id, key.secret)).is_ok();
+        if keys.keys.is_empty() || !keys.keys.iter().all(fits) {
+            return Err(KeyError::Content { path: path.into() });
+        }
+        Ok(keys)
     }
 
     /// Written beside its place and moved there, so that a crash leaves no half a file.

@@ -1,4 +1,5 @@
-//! What functions wrote, and the START, END and REPORT lines around it, in one file per function.
+//! What functions wrote, and the START, END and REPORT lines around it, in one file per function, for as long as there is that
+//! function: what the next one of that name wrote is no part of it.
 //!
 //! ```text
 //! logs/<function>.log      the newest lines
@@ -8,6 +9,7 @@
 //! One thread does all the writing, behind a bounded channel, so that no request waits for a disk unless the disk cannot
 //! keep up. Reading goes the same way: who asks after an answer sees that answer's lines.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -61,6 +63,7 @@ impl FromStr for Cursor {
 enum Job {
     Append(FunctionName, Bytes),
     Read(FunctionName, Option<Cursor>, oneshot::Sender<io::Result<Part>>),
+    Remove(FunctionName),
 }
 
 /// The logs of a data directory.
@@ -70,9 +73,17 @@ pub(crate) struct Logs {
 }
 
 impl Logs {
-    /// Opens the directory and starts the writer, which ends when this is dropped and everything is written.
-    pub(crate) fn open(dir: PathBuf) -> io::Result<Self> {
+    /// Opens the directory, removes what is not of one of these functions, and starts the writer, which ends when this is dropped and
+    /// everything is written.
+    pub(crate) fn open(dir: PathBuf, functions: &BTreeSet<FunctionName>) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let wanted: BTreeSet<String> = functions.iter().flat_map(files).collect();
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_none_or(|name| !wanted.contains(name)) {
+                fs::remove_file(entry.path())?;
+            }
+        }
         let (jobs, inbox) = mpsc::channel(QUEUE);
         std::thread::Builder::new().name("logs".into()).spawn(move || work(&dir, inbox))?;
         Ok(Self { jobs })
@@ -82,6 +93,11 @@ impl Logs {
     pub(crate) async fn append(&self, name: &FunctionName, text: Bytes) {
         // It only fails if the writer is gone; it has said why.
         let _ = self.jobs.send(Job::Append(name.clone(), text)).await;
+    }
+
+    /// Removes a function's log.
+    pub(crate) async fn remove(&self, name: &FunctionName) {
+        let _ = self.jobs.send(Job::Remove(name.clone())).await;
     }
 
     /// Reads a function's log from a place on, or its end. Nothing was written yet: nothing is there.
@@ -102,8 +118,22 @@ fn work(dir: &Path, mut inbox: mpsc::Receiver<Job>) {
             }
             // Whoever asked may have left.
             Job::Read(name, after, reply) => drop(reply.send(read(dir, &name, after))),
+            Job::Remove(name) => {
+                for file in files(&name) {
+                    match fs::remove_file(dir.join(&file)) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            warn!(file, %error, "failed to remove the log of a deleted function");
+                        }
+                        _ => {}
+                    }
+                }
+            }
         }
     }
+}
+
+fn files(name: &FunctionName) -> [String; 2] {
+    [format!("{name}.log"), format!("{name}.log.1")]
 }
 
 fn append(dir: &Path, name: &FunctionName, text: &[u8]) -> io::Result<()> {
@@ -165,7 +195,7 @@ mod tests {
     #[tokio::test]
     async fn who_follows_a_log_sees_each_line_once() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = Logs::open(dir.path().join("logs")).unwrap();
+        let logs = Logs::open(dir.path().join("logs"), &BTreeSet::new()).unwrap();
         let name = FunctionName::parse("echo").unwrap();
         let nothing = logs.read(&name, None).await.unwrap();
         assert!(nothing.text.is_empty());
@@ -189,5 +219,30 @@ mod tests {
         let cursor: Cursor = next.to_string().parse().unwrap();
         assert!(logs.read(&name, Some(cursor)).await.unwrap().text.is_empty());
         assert!("x-1".parse::<Cursor>().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_with_its_function() {
+        let dir = tempfile::tempdir().unwrap();
+        let [kept, deleted, forgotten] =
+            ["kept", "deleted", "forgotten"].map(|name| FunctionName::parse(name).unwrap());
+        let logs = Logs::open(dir.path().into(), &BTreeSet::new()).unwrap();
+        for name in [&kept, &deleted, &forgotten] {
+            logs.append(name, "a line\n".into()).await;
+        }
+        logs.remove(&deleted).await;
+        assert!(logs.read(&deleted, None).await.unwrap().text.is_empty());
+        let names = || {
+            let mut names: Vec<_> =
+                fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(), ["forgotten.log", "kept.log"]);
+        drop(logs);
+        // A server that ended before it had removed it.
+        let logs = Logs::open(dir.path().into(), &[kept.clone()].into()).unwrap();
+        assert_eq!(names(), ["kept.log"]);
+        assert_eq!(logs.read(&kept, None).await.unwrap().text, b"a line\n");
     }
 }

@@ -88,7 +88,9 @@ pub enum SuperviseError {
     #[error("another server uses the user ids from {0} on; choose another range with --id-range")]
     IdsTaken(u32),
     /// The data directory cannot be used.
-    #[error("failed to prepare {path}: {error}")]
+    #[error(
+        "failed to prepare {path}: {error}; make it a directory that root can write to, or choose another --data-dir"
+    )]
     Data {
         /// What of it.
         path: PathBuf,

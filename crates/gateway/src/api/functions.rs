@@ -330,6 +330,7 @@ pub(super) async fn delete(call: &Call, function: &str) -> Result<Answer, ApiErr
         return Err(ApiError::not_found(&call.gateway.registry.realm().arn(&name)));
     }
     call.gateway.runner.retire(&name);
+    call.gateway.logs.remove(&name).await;
     Ok(super::json(StatusCode::OK, &json!({})))
 }
 
@@ -417,7 +418,12 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiErro
             serde_json::error::Category::Data => {
                 // "invalid type: string \"…\"" would repeat what may be a secret.
                 let said = error.to_string();
-                let said = if said.contains('"') { "a member has a value of the wrong type" } else { &said };
+                let said = match said.split_once(" at line ").map_or(said.as_str(), |(said, _)| said) {
+                    quoting if quoting.contains('"') => "a member has a value of the wrong type",
+                    // Of which type that is here is nobody's business.
+                    said => said.split_once(" struct ").map_or(said, |(said, _)| said),
+                };
+                let said = if said.ends_with("expected") { format!("{said} an object") } else { said.into() };
                 ApiError::serialization(format!("the body does not fit the operation: {said} ({place})"))
             }
             _ => ApiError::serialization(format!("the body is not JSON ({place})")),

@@ -252,13 +252,15 @@ async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocat
     let received = invocation.received;
     let outcome = gateway.runner.invoke(function.clone(), invocation).await;
     let log = Bytes::from(lines(&function, &request_id, &outcome));
+    // A function that was deleted meanwhile has no log any more.
+    let logged = gateway.registry.get(&function.name).is_some();
     // Not part of what the caller gets of the log: it may be about somebody else's event.
     let mut before = outcome.log_before;
-    if !before.is_empty() {
+    if logged && !before.is_empty() {
         before.extend_from_slice(if before.ends_with(b"\n") { b"" } else { b"\n" });
         gateway.logs.append(&function.name, before.into()).await;
     }
-    if !log.is_empty() {
+    if logged && !log.is_empty() {
         gateway.logs.append(&function.name, log.clone()).await;
     }
     let (kind, start, phases) = (kind(&outcome.result), outcome.start, outcome.phases);
