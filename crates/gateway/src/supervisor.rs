@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
@@ -196,6 +196,7 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     take_over(&options.data_dir, ids)?;
     let listener = TcpListener::bind(options.listen)
         .map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
+    tell_endpoint(&options.data_dir, &listener)?;
     process::raise_file_limit()?;
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
     let system = |call| move |errno| SyscallError { call, path: None, errno };
@@ -403,6 +404,8 @@ fn make_root(root: &Path) -> Result<(), SuperviseError> {
 
 /// What says how the data directory is laid out.
 const LAYOUT_FILE: &str = "layout";
+/// The URL of the server that runs, or ran last.
+pub const ENDPOINT_FILE: &str = "endpoint";
 
 /// Before anything in it is touched.
 fn check_layout(root: &Path) -> Result<(), SuperviseError> {
@@ -426,15 +429,30 @@ fn read_no_link(path: &Path) -> io::Result<String> {
     file?.read_to_string(&mut text).map(|_| text)
 }
 
+fn write_no_link(path: &Path, line: &str) -> Result<(), SuperviseError> {
+    let no_link = OFlag::O_NOFOLLOW.bits();
+    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(no_link).open(path);
+    file.and_then(|mut file| writeln!(file, "{line}")).map_err(data(path))
+}
+
+/// Writes down where the server is found, for commands on this machine that are given its data directory.
+fn tell_endpoint(root: &Path, listener: &TcpListener) -> Result<(), SuperviseError> {
+    let path = root.join(ENDPOINT_FILE);
+    let mut address = listener.local_addr().map_err(data(&path))?;
+    if address.ip().is_unspecified() {
+        let loopback =
+            if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        address.set_ip(loopback);
+    }
+    write_no_link(&path, &format!("http://{address}"))
+}
+
 /// Makes what is in the data directory, which belongs to the gateway's user and to nobody else.
 ///
 /// That user is not trusted, and could put anything there while a server ran: no link is followed, and a directory is
 /// given away through a descriptor of itself.
 fn prepare(root: &Path, ids: IdRange) -> Result<(), SuperviseError> {
-    let layout = root.join(LAYOUT_FILE);
-    let no_link = OFlag::O_NOFOLLOW.bits();
-    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(no_link).open(&layout);
-    file.and_then(|mut file| writeln!(file, "{LAYOUT}")).map_err(data(&layout))?;
+    write_no_link(&root.join(LAYOUT_FILE), &LAYOUT.to_string())?;
     let id = ids.gateway();
     chown(root, Some(id), Some(id)).map_err(data(root))?;
     for name in ["code", "packages", "logs"] {

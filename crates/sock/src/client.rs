@@ -7,15 +7,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use sock_gateway::{AccessKey, Keys, sigv4};
+use sock_gateway::{AccessKey, ENDPOINT_FILE, Keys, sigv4};
 
 /// Which server, and who we are.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Server {
-    /// The server
-    #[arg(long, value_name = "URL", env = "SOCK_ENDPOINT", default_value = "http://127.0.0.1:7625")]
-    endpoint: String,
-    /// The server's data directory, for its key (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)
+    /// The server (default: the one of the data directory, else http://127.0.0.1:7625)
+    #[arg(long, value_name = "URL", env = "SOCK_ENDPOINT")]
+    endpoint: Option<String>,
+    /// The server's data directory, for its address and key (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)
     #[arg(long, value_name = "DIR", env = "SOCK_DATA_DIR", default_value = "/var/lib/sock")]
     data_dir: PathBuf,
 }
@@ -85,8 +85,11 @@ pub(crate) fn segment(text: &str) -> String {
 const PATIENCE: Duration = Duration::from_secs(960);
 
 impl Server {
-    pub(crate) fn endpoint(&self) -> &str {
-        self.endpoint.trim_end_matches('/')
+    pub(crate) fn endpoint(&self) -> String {
+        let written = || std::fs::read_to_string(self.data_dir.join(ENDPOINT_FILE)).ok();
+        let endpoint = self.endpoint.clone().or_else(written);
+        let endpoint = endpoint.as_deref().map(str::trim).filter(|endpoint| !endpoint.is_empty());
+        endpoint.unwrap_or("http://127.0.0.1:7625").trim_end_matches('/').to_owned()
     }
 
     /// The key from the environment, else from the data directory; none when neither has one.
@@ -113,7 +116,7 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Result<Client> {
-        let endpoint = self.endpoint().to_owned();
+        let endpoint = self.endpoint();
         let host =
             endpoint.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest).to_owned());
         let host = host.with_context(|| format!("{endpoint} is no URL: give --endpoint http://HOST:PORT"))?;

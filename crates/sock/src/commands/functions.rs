@@ -69,13 +69,14 @@ pub(crate) fn delete(options: &OfFunction) -> Result<ExitCode> {
 pub(crate) fn env(options: &Reading) -> Result<ExitCode> {
     let key =
         options.server.key()?.context("there is no key yet: start sock serve, or name its --data-dir")?;
+    let endpoint = options.server.endpoint();
     let variables = [
-        ("AWS_ENDPOINT_URL_LAMBDA", options.server.endpoint()),
+        ("AWS_ENDPOINT_URL_LAMBDA", &*endpoint),
         ("AWS_ACCESS_KEY_ID", &key.id),
         ("AWS_SECRET_ACCESS_KEY", &key.secret),
         ("AWS_REGION", "us-east-1"),
         ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("SOCK_ENDPOINT", options.server.endpoint()),
+        ("SOCK_ENDPOINT", &*endpoint),
     ];
     if options.json {
         show::json(

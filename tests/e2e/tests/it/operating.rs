@@ -161,9 +161,15 @@ fn links_in_the_data_directory_are_not_followed() {
     assert!(server.stop());
     let victim = tempfile::tempdir().unwrap();
     fs::write(victim.path().join("file"), "precious").unwrap();
-    for (name, target) in
-        [("code", ""), ("packages", ""), ("logs", ""), ("mnt", ""), ("lock", "file"), ("layout", "file")]
-    {
+    for (name, target) in [
+        ("code", ""),
+        ("packages", ""),
+        ("logs", ""),
+        ("mnt", ""),
+        ("lock", "file"),
+        ("layout", "file"),
+        ("endpoint", "file"),
+    ] {
         let (path, kept) = (data.path().join(name), data.path().join("kept"));
         fs::rename(&path, &kept).unwrap();
         std::os::unix::fs::symlink(victim.path().join(target), &path).unwrap();
@@ -290,4 +296,11 @@ fn what_clients_need_is_printed() {
     let exports: Vec<&str> = printed.lines().collect();
     assert!(exports.iter().all(|line| line.starts_with("export ")), "{printed}");
     assert_eq!(exports.len(), variables.as_object().unwrap().len());
+    // Who may read the data directory needs to know nothing else.
+    let output =
+        Command::new(binary()).args(["env", "--json", "--data-dir"]).arg(data.path()).output().unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["AWS_ENDPOINT_URL_LAMBDA"], server.endpoint.as_str());
+    let list = Command::new(binary()).args(["list", "--data-dir"]).arg(data.path()).output().unwrap();
+    assert!(list.status.success(), "{list:?}");
 }
