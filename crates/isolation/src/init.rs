@@ -174,6 +174,9 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     match birth.payload {
         Payload::Nothing => Ok(None),
         Payload::Command(command) => {
+            if command.role == Role::Zygote {
+                skip_a_number()?;
+            }
             let program = command.argv.first().map(String::as_str).unwrap_or_default();
             start(program, birth.fds, |_| become_command(command, birth.id())).map(Some)
         }
@@ -181,6 +184,13 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
             start("a runner", birth.fds, |report| become_runner(*runner, birth.id(), report)).map(Some)
         }
     }
+}
+
+/// Has a zygote be another number than its children are in their own namespaces: libraries notice by it that they were forked,
+/// and make their random numbers anew.
+fn skip_a_number() -> SysResult<()> {
+    let nobody = sys::fork(|| 0)?;
+    waitpid(nobody, None).map(drop).call("waitpid")
 }
 
 /// Forks `body`; returns once it has closed what it is given, which an exec does too, or with the reason why it failed.

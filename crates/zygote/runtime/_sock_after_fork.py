@@ -15,6 +15,70 @@ asleep, foreign = [], []
 current = None
 # Descriptors that imports opened.
 taken = []
+# Generators of random numbers that imports made, and that were seeded by the system only.
+generators = []
+
+
+def watch_random():
+    """Notes which generators imports make; gives what ends that. The random module reseeds its own, and no other."""
+    made = {}
+
+    def watch(random):
+        own = random.Random.seed
+
+        def seed(self, a=None, version=2):
+            # One that was given a seed is to repeat itself.
+            made.pop(id(self), None)
+            if a is None:
+                made[id(self)] = self
+            return own(self, a, version)
+
+        random.Random.seed = seed
+        return lambda: setattr(random.Random, "seed", own)
+
+    if "random" in sys.modules:
+        undo = watch(sys.modules["random"])
+    else:
+        undo = _watch_import("random", watch)
+
+    def end():
+        undo()
+        generators[:] = made.values()
+
+    return end
+
+
+def _watch_import(name, watch):
+    """Calls `watch` with the module once it is imported; gives what ends that, and what `watch` gave."""
+    ends = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(wanted, path=None, target=None):
+            if wanted != name or Finder not in sys.meta_path:
+                return None
+            sys.meta_path.remove(Finder)
+            from importlib.machinery import PathFinder
+
+            spec = PathFinder.find_spec(wanted, path)
+            if spec is not None:
+                execute = spec.loader.exec_module
+
+                def exec_module(module):
+                    execute(module)
+                    ends.append(watch(module))
+
+                spec.loader.exec_module = exec_module
+            return spec
+
+    def end():
+        if Finder in sys.meta_path:
+            sys.meta_path.remove(Finder)
+        for undo in ends:
+            undo()
+
+    sys.meta_path.insert(0, Finder)
+    return end
 
 
 def note():
@@ -83,9 +147,8 @@ def mend():
     seed = getattr(sys.modules.get("numpy.random"), "seed", None)
     if seed is not None:
         seed()
-    # Its generator of names notices a fork by the pid, which is the same in each container.
-    if "tempfile" in sys.modules:
-        sys.modules["tempfile"]._name_sequence = None
+    for generator in generators:
+        generator.seed()
     for loop in asleep:
         wake(loop)
     if current is not None:

@@ -304,12 +304,14 @@ def import_all(imports):
     global safe
     errors, open_before = {}, after_fork.note()
     instance.watch_logging()
+    random_noted = after_fork.watch_random()
 
     def action():
         for entry in imports:
             import_one(entry["module"], entry["names"], errors)
 
     recorder.record(action)
+    random_noted()
     strangers = threads()
     safe = not strangers
     instance.env_written.update(recorder.written)

@@ -82,9 +82,15 @@ fn siblings_differ() {
 import os, random, secrets, tempfile, uuid
 import _sock_after_fork as after_fork
 
-# In containers both have the pid that the zygote has in its own.
-os.getpid = lambda: 2
+# In containers both have the same pid, which is not the one that the zygote has in its own.
+os.getpid = lambda: 3
 random.random(), next(tempfile._get_candidate_names())
+noted = after_fork.watch_random()
+free, seeded, later = random.Random(), random.Random(7), random.Random()
+later.seed(7)
+noted()
+assert random.Random.seed.__qualname__ == 'Random.seed'
+first = seeded.getstate()
 called = []
 os.register_at_fork(after_in_child=lambda: called.append('of a package'))
 seen = []
@@ -92,14 +98,16 @@ for _ in range(2):
     reader, writer = os.pipe()
     if os.fork() == 0:
         assert called == ['of a package']
+        os.getpid = lambda: 2
         after_fork.mend()
-        drawn = [random.random(), uuid.uuid4(), secrets.token_hex(), next(tempfile._get_candidate_names())]
+        assert seeded.getstate() == later.getstate() == first
+        drawn = [free.random(), random.random(), uuid.uuid4(), secrets.token_hex(), next(tempfile._get_candidate_names())]
         os.write(writer, '\\n'.join(map(str, drawn)).encode())
         os._exit(0)
     os.close(writer)
     seen.append(os.read(reader, 1000).decode().split('\\n'))
     assert os.wait()[1] == 0
-assert len(seen[0]) == 4 and not set(seen[0]) & set(seen[1]), seen
+assert len(seen[0]) == 5 and not set(seen[0]) & set(seen[1]), seen
 ";
     assert_eq!(run(script), "");
 }

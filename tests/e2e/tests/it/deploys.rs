@@ -6,13 +6,13 @@ mod disk;
 
 mod bundles;
 mod crashes;
-mod index;
+pub(crate) mod index;
 mod meanwhile;
 mod outages;
 mod requirements;
 
 #[path = "../../../../crates/pkgcache/tests/it/wheel.rs"]
-mod wheel;
+pub(crate) mod wheel;
 
 use std::fs;
 use std::io::{Cursor, Write};
@@ -32,7 +32,7 @@ const FUNCTIONS: &str = "/2015-03-31/functions";
 const SILENCE: &str = "2";
 
 /// A server that asks this index and nothing else for packages.
-fn server(data: &Path, index: &str) -> Server {
+pub(crate) fn server(data: &Path, index: &str) -> Server {
     let uv = data.join("uv");
     if !uv.exists() {
         // The resolver comes from where the machine has it from, once for all tests.

@@ -10,6 +10,7 @@ mod cli;
 mod crash;
 mod deploys;
 mod endings;
+mod forks;
 mod handlers;
 mod http;
 mod inside;

@@ -244,13 +244,7 @@ impl Server {
 
     /// A signed request of the Lambda API.
     pub(crate) fn ask(&self, method: &str, target: &str, body: &[u8]) -> Reply {
-        self.ask_with(method, target, body, &[])
-    }
-
-    /// The same with headers that are not signed.
-    pub(crate) fn ask_with(&self, method: &str, target: &str, body: &[u8], more: &[(&str, &str)]) -> Reply {
-        let mut headers = self.signed(method, target, body);
-        headers.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let headers = self.signed(method, target, body);
         let mut request =
             ureq::http::Request::builder().method(method).uri(format!("{}{target}", self.endpoint));
         for (name, value) in &headers {

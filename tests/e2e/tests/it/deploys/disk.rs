@@ -188,13 +188,12 @@ fn a_log_that_cannot_be_written_costs_no_answer_and_leaves_no_half_line() {
 #[test]
 fn an_event_whose_end_cannot_be_written_down_is_written_down_later() {
     let disk = Disk::new();
-    let server = Server::start(&disk.dir);
+    let server = Server::start_with(&disk.dir, &["--no-auth"]);
     let code = b"import time\ndef handler(event, context):\n    time.sleep(1)\n    return 1\n";
     assert_eq!(create(&server, "slow", &zip(&[("app.py", code)])).status, 201);
     assert_eq!(settled(&server, "slow")["State"], "Active");
     for _ in 0..20 {
-        let target = "/2015-03-31/functions/slow/invocations";
-        assert_eq!(server.ask_with("POST", target, b"{}", &[("x-amz-invocation-type", "Event")]).status, 202);
+        assert_eq!(server.invoke("slow", &[("x-amz-invocation-type", "Event")], b"{}").status, 202);
     }
     disk.fill(0);
     server.wait_for("cannot be written down");
