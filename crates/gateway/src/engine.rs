@@ -10,6 +10,8 @@
 
 mod ending;
 mod function;
+mod idle;
+mod instance;
 mod launcher;
 mod process;
 mod python;
@@ -18,15 +20,13 @@ mod zygotes;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{Counts, Files, InstanceId, Reply, Request};
-use sock_isolation::{Command, Role};
+use sock_isolation::launcher::wire::{Counts, Reply, Request};
 use sock_zygote::frames::{self, InvokeHeader, Kind};
-use sock_zygote::runtime::{self, Entry};
+use sock_zygote::runtime::Entry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::names::FunctionName;
@@ -34,12 +34,14 @@ use crate::runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
     ThrottleLimit,
 };
-use ending::{Ended, ended};
+use ending::ended;
 use function::Prepared;
+use idle::Idle;
+use instance::{Instance, megabytes, start_failed};
 use launcher::Launcher;
 use process::{Output, Peer, PeerError};
 use python::Python;
-use zygotes::{Key, Zygote, Zygotes};
+use zygotes::{Key, Zygotes};
 
 /// Instances that may run at once: on a small machine more only wait for each other.
 const MAX_RUNNING: usize = 256;
@@ -51,18 +53,8 @@ const MAX_OF_ONE: usize = 224;
 /// over by then, and a client can wait and ask again.
 const QUEUE: Duration = Duration::from_secs(10);
 
-/// Idle instances that are kept, over all functions.
-const MAX_IDLE: usize = 64;
-
-/// How long an idle instance is kept: Lambda keeps one for some minutes.
-const IDLE: Duration = Duration::from_secs(300);
-
 /// How often idle instances are looked at: one that died, or in which something goes on that nobody asked for, is ended then.
 const TIDY: Duration = Duration::from_secs(1);
-
-/// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
-/// for the latter.
-const START: Duration = Duration::from_secs(10);
 
 /// Processes that are tried for an invocation before it fails: a spare may have died while it waited, a zygote at any
 /// time; the last is an interpreter of its own.
@@ -123,76 +115,6 @@ impl Functions {
     }
 }
 
-/// Idle instances by function, and when each came.
-#[derive(Default)]
-struct Idle {
-    by_function: HashMap<FunctionName, VecDeque<Instance>>,
-    count: usize,
-}
-
-/// A process that was checked and has imported its handler.
-struct Instance {
-    id: InstanceId,
-    /// Of the function's configuration and code that it was started with.
-    revision: String,
-    peer: Peer,
-    _using: Option<Using>,
-    idle_since: Instant,
-    max_memory_mb: u32,
-    launcher: Launcher,
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        if self.id != GONE {
-            self.launcher.tell(Request::Destroy { instance: self.id });
-        }
-    }
-}
-
-/// Counts an instance among its zygote's, for as long as it is there.
-struct Using(Arc<Zygote>);
-
-impl Using {
-    fn new(zygote: Arc<Zygote>) -> Self {
-        zygote.instances.fetch_add(1, Ordering::AcqRel);
-        Self(zygote)
-    }
-}
-
-impl Drop for Using {
-    fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
-const GONE: InstanceId = 0;
-
-/// Why there is no instance, and where the one that failed came from.
-struct StartFailure {
-    kind: StartKind,
-    error: StartError,
-}
-
-/// Where there was no process at all.
-impl From<String> for StartFailure {
-    fn from(why: String) -> Self {
-        Self { kind: StartKind::Cold, error: StartError::Platform(why) }
-    }
-}
-
-enum StartError {
-    /// The handler could not be imported: Lambda's error object.
-    Init { error: Vec<u8>, output: Output },
-    /// The process ended while it imported the handler, or was ended since it broke the protocol.
-    Ended { result: InvocationResult, output: Output },
-    /// Importing took longer than this.
-    Slow { limit: Duration, output: Output },
-    /// Our own fault.
-    Platform(String),
-}
-
 impl Engine {
     /// Over the launcher's `socket`. Starts the root zygote.
     pub(crate) async fn start(socket: OwnedFd, options: EngineOptions) -> Result<Arc<Self>, String> {
@@ -237,16 +159,8 @@ impl Engine {
             ticks.tick().await;
             let Some(engine) = engine.upgrade() else { return };
             engine.keep_roots();
-            let mut old = Vec::new();
-            let mut idle = lock(&engine.idle);
-            for instances in idle.by_function.values_mut() {
-                for mut instance in std::mem::take(instances) {
-                    let keep = instance.idle_since.elapsed() <= IDLE && instance.peer.is_quiet();
-                    if keep { instances.push_back(instance) } else { old.push(instance) }
-                }
-            }
-            idle.by_function.retain(|_, instances| !instances.is_empty());
-            idle.count -= old.len();
+            let old = lock(&engine.idle).tidy();
+            drop(old);
         }
     }
 
@@ -293,182 +207,9 @@ impl Engine {
     }
 
     fn take_idle(&self, function: &Function) -> Option<Instance> {
-        let mut stale = Vec::new();
-        let mut idle = lock(&self.idle);
-        let instances = idle.by_function.get_mut(&function.name)?;
-        let mut found = None;
-        // The one that was used last has most of its memory still mapped.
-        while let Some(mut instance) = instances.pop_back() {
-            if instance.revision == function.revision && instance.peer.is_quiet() {
-                found = Some(instance);
-                break;
-            }
-            stale.push(instance);
-        }
-        idle.count -= stale.len() + usize::from(found.is_some());
+        let (found, stale) = lock(&self.idle).take(function);
+        drop(stale);
         found
-    }
-
-    fn keep_idle(&self, name: &FunctionName, mut instance: Instance) {
-        instance.idle_since = Instant::now();
-        let mut evicted = None;
-        let mut idle = lock(&self.idle);
-        idle.by_function.entry(name.clone()).or_default().push_back(instance);
-        idle.count += 1;
-        if idle.count > MAX_IDLE {
-            let oldest = idle
-                .by_function
-                .iter()
-                .filter_map(|(name, instances)| Some((instances.front()?.idle_since, name.clone())))
-                .min();
-            if let Some((_, name)) = oldest
-                && let Some(instances) = idle.by_function.get_mut(&name)
-            {
-                evicted = instances.pop_front();
-                if instances.is_empty() {
-                    idle.by_function.remove(&name);
-                }
-                idle.count -= 1;
-            }
-        }
-        drop(idle);
-        drop(evicted);
-    }
-
-    /// Gets a process for the function and has it import the handler.
-    async fn start_instance(
-        &self,
-        prepared: &Prepared,
-        phases: &mut Phases,
-    ) -> Result<(Instance, StartKind), StartFailure> {
-        let begin = Instant::now();
-        let function = &prepared.function;
-        let mut attempt = 1;
-        let (mut instance, kind) = loop {
-            let forking = !function.fresh && attempt < ATTEMPTS;
-            let choose = || self.zygotes.choose(prepared);
-            match self.obtain(prepared, forking.then(choose).flatten()).await {
-                Ok(obtained) => break obtained,
-                Err(why) if attempt == ATTEMPTS || function.fresh => return Err(why.into()),
-                // None of the function's code has run.
-                Err(why) => tracing::warn!(function = %function.name, why, "trying another process"),
-            }
-            attempt += 1;
-        };
-        phases.provision = begin.elapsed();
-        let begin = Instant::now();
-        let init = serde_json::to_vec(&prepared.init).map_err(|error| error.to_string())?;
-        let limit = START.max(function.timeout);
-        let import = async {
-            instance.peer.send(Kind::Init, &init).await?;
-            instance.peer.receive().await
-        };
-        let imported = tokio::time::timeout(limit, import).await;
-        phases.init = begin.elapsed();
-        let error = match imported {
-            Ok(Ok((Kind::Ready, _))) => return Ok((instance, kind)),
-            Ok(Ok((Kind::InitError, error))) => {
-                StartError::Init { error, output: instance.peer.take_output() }
-            }
-            Ok(Ok((other, _))) => self.fallen(&mut instance, &PeerError::Unexpected(other)).await,
-            Ok(Err(error)) => self.fallen(&mut instance, &error).await,
-            Err(_) => StartError::Slow { limit, output: instance.peer.take_output() },
-        };
-        Err(StartFailure { kind, error })
-    }
-
-    /// What became of an instance that did not say what was expected while it imported the handler.
-    async fn fallen(&self, instance: &mut Instance, error: &PeerError) -> StartError {
-        let output = instance.peer.take_output();
-        let how = self.destroy(instance).await;
-        StartError::Ended { result: ended(error, &how), output }
-    }
-
-    /// A process for the function that has dropped everything, checked from outside, out of `zygote` or by itself.
-    async fn obtain(
-        &self,
-        prepared: &Prepared,
-        zygote: Option<Arc<Zygote>>,
-    ) -> Result<(Instance, StartKind), String> {
-        let function = &prepared.function;
-        let files = Files {
-            task: Some(function.code_dir.to_string_lossy().into_owned()),
-            opt: None,
-            view: prepared.view.clone(),
-        };
-        let limits = prepared.limits;
-        let request = match &zygote {
-            Some(zygote) => Request::Fork { zygote: zygote.id, files, limits },
-            None => {
-                let command = Command {
-                    argv: self.python(function)?.argv(Entry::Instance),
-                    env: runtime::environment(Entry::Instance),
-                    directory: "/var/task".into(),
-                    role: Role::Instance,
-                    limits,
-                    memory_by_kernel: false,
-                };
-                Request::Execute { files, command }
-            }
-        };
-        // Before the request: a zygote with instances is not retired.
-        let using = zygote.clone().map(Using::new);
-        let called = self.launcher.call(request).await;
-        let (reply, fds) = called.map_err(|error| error.to_string())?;
-        let Reply::Instance { instance: id, spare } = reply else {
-            return Err("the launcher answered something else".into());
-        };
-        let kind = match (&zygote, spare) {
-            (Some(_), true) => StartKind::Spare,
-            (Some(_), false) => StartKind::Zygote,
-            (None, _) => StartKind::Cold,
-        };
-        let peer = Peer::new(fds).map_err(|error| {
-            self.launcher.tell(Request::Destroy { instance: id });
-            error.to_string()
-        })?;
-        let mut instance = Instance {
-            id,
-            revision: function.revision.clone(),
-            peer,
-            _using: using,
-            idle_since: Instant::now(),
-            max_memory_mb: 0,
-            launcher: self.launcher.clone(),
-        };
-        match tokio::time::timeout(START, instance.peer.expect(Kind::Hello)).await {
-            Ok(Ok(_)) => {}
-            outcome => {
-                let said = String::from_utf8_lossy(&instance.peer.take_output().text).trim().to_owned();
-                if let (Some(zygote), Err(_)) = (&zygote, &outcome) {
-                    self.zygotes.discard(zygote);
-                }
-                let why = match outcome {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => format!("it said nothing for {} s", START.as_secs()),
-                };
-                return Err(format!("an instance did not start: {why} {said}"));
-            }
-        }
-        let checked = self.launcher.call(Request::Check { instance: id }).await;
-        let (_, pidfd) = checked.map_err(|error| error.to_string())?;
-        let pidfd = pidfd.into_iter().next().ok_or("the launcher sent no pidfd")?;
-        instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
-        Ok((instance, kind))
-    }
-
-    /// Ends an instance and learns how it had ended by itself.
-    async fn destroy(&self, instance: &mut Instance) -> Ended {
-        let id = std::mem::replace(&mut instance.id, GONE);
-        // A process that is stuck in the kernel must not hold up the answer.
-        let called = tokio::time::timeout(START, self.launcher.call(Request::Destroy { instance: id })).await;
-        match called {
-            Ok(Ok((Reply::Destroyed { exit, out_of_memory, usage }, _))) => {
-                instance.max_memory_mb = megabytes(usage.memory_peak);
-                Ended { exit, out_of_memory }
-            }
-            _ => Ended { exit: None, out_of_memory: false },
-        }
     }
 
     /// Waits for a place among the function's, and then among all.
@@ -526,7 +267,7 @@ impl Engine {
             break (instance, start, result);
         };
         let Output { text: log, dropped: log_truncated } = instance.peer.take_output();
-        if instance.id != GONE && instance.max_memory_mb == 0 {
+        if instance.is_there() && instance.max_memory_mb == 0 {
             // Asked once: what a first answer took is what a user sizes by, and a warm one must not wait for it.
             if let Ok((Reply::Stats { usage }, _)) =
                 self.launcher.call(Request::Stats { instance: instance.id }).await
@@ -539,41 +280,17 @@ impl Engine {
             .by_name
             .get(&function.name)
             .is_some_and(|prepared| prepared.function.revision == instance.revision);
-        if instance.id != GONE && current && instance.peer.is_quiet() {
-            self.keep_idle(&function.name, instance);
+        if instance.is_there() && current && instance.peer.is_quiet() {
+            let evicted = lock(&self.idle).keep(&function.name, instance);
+            drop(evicted);
         }
         drop(permit);
         Outcome { result, start, phases, log_before, log, log_truncated, max_memory_mb }
-    }
-
-    async fn start_for(
-        &self,
-        function: &Arc<Function>,
-        phases: &mut Phases,
-    ) -> Result<(Instance, StartKind), StartFailure> {
-        let prepared = self.prepared(function).await?;
-        if !function.fresh && self.zygotes.should_start(&prepared.key()) {
-            // First use after a restart, or the zygote died: this invocation makes do with the best there is.
-            let argv = self.python(function)?.argv(Entry::Zygote);
-            let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
-            tokio::spawn(async move {
-                let environment = prepared.shared_environment();
-                let (key, lock) = (prepared.key(), prepared.zygote_lock());
-                if let Err(error) = zygotes.ensure(key, lock, environment, argv).await {
-                    tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
-                }
-            });
-        }
-        self.start_instance(&prepared, phases).await
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn megabytes(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
 }
 
 async fn exchange(
@@ -607,18 +324,6 @@ fn failed(why: String, phases: Phases, start: StartKind) -> Outcome {
     Outcome::of(InvocationResult::Platform(why), start, phases)
 }
 
-fn start_failed(failure: StartFailure, phases: Phases, log_before: Vec<u8>) -> Outcome {
-    let StartFailure { kind, error } = failure;
-    let (result, output) = match error {
-        StartError::Platform(why) => return failed(why, phases, kind),
-        StartError::Init { error, output } => (InvocationResult::HandlerError(Bytes::from(error)), output),
-        StartError::Ended { result, output } => (result, output),
-        StartError::Slow { limit, output } => (InvocationResult::SlowImport { limit }, output),
-    };
-    let Output { text: log, dropped: log_truncated } = output;
-    Outcome { result, start: kind, phases, log_before, log, log_truncated, max_memory_mb: 0 }
-}
-
 impl Runner for Engine {
     fn prepare(&self, function: Arc<Function>) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
@@ -638,7 +343,7 @@ impl Runner for Engine {
                 return Err("the launcher answered something else".into());
             };
             let Counts { zygotes, slots, spares, instances, dying, leaks } = counts;
-            let idle = lock(&self.idle).count;
+            let idle = lock(&self.idle).count();
             Ok(RunnerCounts {
                 running: instances.saturating_sub(idle),
                 idle,
@@ -654,10 +359,7 @@ impl Runner for Engine {
     fn retire(&self, name: &FunctionName) {
         lock(&self.functions).remove(name);
         lock(&self.places).remove(name);
-        let mut idle = lock(&self.idle);
-        let instances = idle.by_function.remove(name).unwrap_or_default();
-        idle.count -= instances.len();
-        drop(idle);
+        let instances = lock(&self.idle).remove(name);
         drop(instances);
         let wanted: BTreeSet<Key> =
             lock(&self.functions).by_name.values().map(|prepared| prepared.key()).collect();

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::crash::{Holdings, both_start_again, group, groups, is_zygote, mount, mounts, with_instances};
 use crate::server::{Process, Server};
@@ -90,6 +90,21 @@ fn ask(server: &Server, client: usize, stop: &AtomicBool, right: &AtomicUsize) {
     }
 }
 
+/// Has events accepted for as long as it shall; gives their ids.
+fn send_events(server: &Server, stop: &AtomicBool) -> Vec<String> {
+    let mut accepted = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let sent = server.sock(&["invoke", "where", "--event", "--json"]);
+        // A connection that breaks says nothing of whether it was accepted.
+        if let Ok(answer) = serde_json::from_slice::<Value>(&sent.stdout)
+            && answer["status"] == 202
+        {
+            accepted.push(answer["requestId"].as_str().unwrap().to_owned());
+        }
+    }
+    accepted
+}
+
 #[test]
 fn kill_9_of_anything_at_any_moment() {
     let seed = u64::from(std::process::id()) << 20 | 0x50c4;
@@ -101,8 +116,9 @@ fn kill_9_of_anything_at_any_moment() {
     let (stop, right) = (AtomicBool::new(false), AtomicUsize::new(0));
     let killed = Mutex::new(BTreeMap::<&str, usize>::new());
     let mut waits = Vec::new();
-    std::thread::scope(|scope| {
+    let accepted = std::thread::scope(|scope| {
         let (server, stop, right) = (&server, &stop, &right);
+        let events = scope.spawn(move || send_events(server, stop));
         for client in 0..CLIENTS {
             scope.spawn(move || ask(server, client, stop, right));
         }
@@ -132,6 +148,7 @@ fn kill_9_of_anything_at_any_moment() {
         }));
         stop.store(true, Ordering::Relaxed);
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        events.join().unwrap()
     });
     waits.sort();
     println!(
@@ -145,6 +162,14 @@ fn kill_9_of_anything_at_any_moment() {
         // What each burst took that was not the machine's own slowness.
         assert!(waits[waits.len() / 2] < Duration::from_secs(1), "{waits:?}");
     }
+    // Whatever was accepted has run, at least once.
+    server.wait_until(|| server.metric("sock_events_waiting"), |waiting| *waiting == 0);
+    server.succeed(&["list"]);
+    let log = std::fs::read_to_string(data.path().join("logs/where.log")).unwrap();
+    let lost = accepted.iter().filter(|id| !log.contains(&format!("END RequestId: {id}\n"))).count();
+    println!("{} events, {lost} without a line", accepted.len());
+    // A gateway that is killed takes along the lines that it had not written yet, of one or another that has run.
+    assert!(accepted.len() > 10 && lost <= accepted.len() / 20, "{lost} of {} are lost", accepted.len());
     // As many cgroups as the launcher has containers.
     server.wait_until(|| groups_too_many(&server), |count| *count == 0);
     // And as much as a server has that nobody did anything to.

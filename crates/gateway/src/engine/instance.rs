@@ -1,0 +1,268 @@
+//! Where instances come from, and how they go: a process out of a zygote or by itself, checked, that imports the handler.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sock_isolation::launcher::wire::{Files, InstanceId, Reply, Request};
+use sock_isolation::{Command, Role};
+use sock_zygote::frames::Kind;
+use sock_zygote::runtime::{self, Entry};
+
+use super::ending::{Ended, ended};
+use super::function::Prepared;
+use super::launcher::Launcher;
+use super::process::{Output, Peer, PeerError};
+use super::zygotes::Zygote;
+use super::{ATTEMPTS, Engine, failed};
+use crate::runner::{Function, InvocationResult, Outcome, Phases, StartKind};
+
+/// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
+/// for the latter.
+const START: Duration = Duration::from_secs(10);
+
+/// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
+const GONE: InstanceId = 0;
+
+/// A process that was checked and has imported its handler.
+pub(super) struct Instance {
+    pub(super) id: InstanceId,
+    /// Of the function's configuration and code that it was started with.
+    pub(super) revision: String,
+    pub(super) peer: Peer,
+    _using: Option<Using>,
+    pub(super) idle_since: Instant,
+    pub(super) max_memory_mb: u32,
+    launcher: Launcher,
+}
+
+impl Instance {
+    /// Whether it was not destroyed by hand.
+    pub(super) fn is_there(&self) -> bool {
+        self.id != GONE
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if self.id != GONE {
+            self.launcher.tell(Request::Destroy { instance: self.id });
+        }
+    }
+}
+
+/// Counts an instance among its zygote's, for as long as it is there.
+pub(super) struct Using(Arc<Zygote>);
+
+impl Using {
+    pub(super) fn new(zygote: Arc<Zygote>) -> Self {
+        zygote.instances.fetch_add(1, Ordering::AcqRel);
+        Self(zygote)
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Why there is no instance, and where the one that failed came from.
+pub(super) struct StartFailure {
+    kind: StartKind,
+    error: StartError,
+}
+
+/// Where there was no process at all.
+impl From<String> for StartFailure {
+    fn from(why: String) -> Self {
+        Self { kind: StartKind::Cold, error: StartError::Platform(why) }
+    }
+}
+
+pub(super) enum StartError {
+    /// The handler could not be imported: Lambda's error object.
+    Init { error: Vec<u8>, output: Output },
+    /// The process ended while it imported the handler, or was ended since it broke the protocol.
+    Ended { result: InvocationResult, output: Output },
+    /// Importing took longer than this.
+    Slow { limit: Duration, output: Output },
+    /// Our own fault.
+    Platform(String),
+}
+
+impl Engine {
+    pub(super) async fn start_for(
+        &self,
+        function: &Arc<Function>,
+        phases: &mut Phases,
+    ) -> Result<(Instance, StartKind), StartFailure> {
+        let prepared = self.prepared(function).await?;
+        if !function.fresh && self.zygotes.should_start(&prepared.key()) {
+            // First use after a restart, or the zygote died: this invocation makes do with the best there is.
+            let argv = self.python(function)?.argv(Entry::Zygote);
+            let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
+            tokio::spawn(async move {
+                let environment = prepared.shared_environment();
+                let (key, lock) = (prepared.key(), prepared.zygote_lock());
+                if let Err(error) = zygotes.ensure(key, lock, environment, argv).await {
+                    tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
+                }
+            });
+        }
+        self.start_instance(&prepared, phases).await
+    }
+
+    /// Gets a process for the function and has it import the handler.
+    pub(super) async fn start_instance(
+        &self,
+        prepared: &Prepared,
+        phases: &mut Phases,
+    ) -> Result<(Instance, StartKind), StartFailure> {
+        let begin = Instant::now();
+        let function = &prepared.function;
+        let mut attempt = 1;
+        let (mut instance, kind) = loop {
+            let forking = !function.fresh && attempt < ATTEMPTS;
+            let choose = || self.zygotes.choose(prepared);
+            match self.obtain(prepared, forking.then(choose).flatten()).await {
+                Ok(obtained) => break obtained,
+                Err(why) if attempt == ATTEMPTS || function.fresh => return Err(why.into()),
+                // None of the function's code has run.
+                Err(why) => tracing::warn!(function = %function.name, why, "trying another process"),
+            }
+            attempt += 1;
+        };
+        phases.provision = begin.elapsed();
+        let begin = Instant::now();
+        let init = serde_json::to_vec(&prepared.init).map_err(|error| error.to_string())?;
+        let limit = START.max(function.timeout);
+        let import = async {
+            instance.peer.send(Kind::Init, &init).await?;
+            instance.peer.receive().await
+        };
+        let imported = tokio::time::timeout(limit, import).await;
+        phases.init = begin.elapsed();
+        let error = match imported {
+            Ok(Ok((Kind::Ready, _))) => return Ok((instance, kind)),
+            Ok(Ok((Kind::InitError, error))) => {
+                StartError::Init { error, output: instance.peer.take_output() }
+            }
+            Ok(Ok((other, _))) => self.fallen(&mut instance, &PeerError::Unexpected(other)).await,
+            Ok(Err(error)) => self.fallen(&mut instance, &error).await,
+            Err(_) => StartError::Slow { limit, output: instance.peer.take_output() },
+        };
+        Err(StartFailure { kind, error })
+    }
+
+    /// What became of an instance that did not say what was expected while it imported the handler.
+    async fn fallen(&self, instance: &mut Instance, error: &PeerError) -> StartError {
+        let output = instance.peer.take_output();
+        let how = self.destroy(instance).await;
+        StartError::Ended { result: ended(error, &how), output }
+    }
+
+    /// A process for the function that has dropped everything, checked from outside, out of `zygote` or by itself.
+    async fn obtain(
+        &self,
+        prepared: &Prepared,
+        zygote: Option<Arc<Zygote>>,
+    ) -> Result<(Instance, StartKind), String> {
+        let function = &prepared.function;
+        let files = Files {
+            task: Some(function.code_dir.to_string_lossy().into_owned()),
+            opt: None,
+            view: prepared.view.clone(),
+        };
+        let limits = prepared.limits;
+        let request = match &zygote {
+            Some(zygote) => Request::Fork { zygote: zygote.id, files, limits },
+            None => {
+                let command = Command {
+                    argv: self.python(function)?.argv(Entry::Instance),
+                    env: runtime::environment(Entry::Instance),
+                    directory: "/var/task".into(),
+                    role: Role::Instance,
+                    limits,
+                    memory_by_kernel: false,
+                };
+                Request::Execute { files, command }
+            }
+        };
+        // Before the request: a zygote with instances is not retired.
+        let using = zygote.clone().map(Using::new);
+        let called = self.launcher.call(request).await;
+        let (reply, fds) = called.map_err(|error| error.to_string())?;
+        let Reply::Instance { instance: id, spare } = reply else {
+            return Err("the launcher answered something else".into());
+        };
+        let kind = match (&zygote, spare) {
+            (Some(_), true) => StartKind::Spare,
+            (Some(_), false) => StartKind::Zygote,
+            (None, _) => StartKind::Cold,
+        };
+        let peer = Peer::new(fds).map_err(|error| {
+            self.launcher.tell(Request::Destroy { instance: id });
+            error.to_string()
+        })?;
+        let mut instance = Instance {
+            id,
+            revision: function.revision.clone(),
+            peer,
+            _using: using,
+            idle_since: Instant::now(),
+            max_memory_mb: 0,
+            launcher: self.launcher.clone(),
+        };
+        match tokio::time::timeout(START, instance.peer.expect(Kind::Hello)).await {
+            Ok(Ok(_)) => {}
+            outcome => {
+                let said = String::from_utf8_lossy(&instance.peer.take_output().text).trim().to_owned();
+                if let (Some(zygote), Err(_)) = (&zygote, &outcome) {
+                    self.zygotes.discard(zygote);
+                }
+                let why = match outcome {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("it said nothing for {} s", START.as_secs()),
+                };
+                return Err(format!("an instance did not start: {why} {said}"));
+            }
+        }
+        let checked = self.launcher.call(Request::Check { instance: id }).await;
+        let (_, pidfd) = checked.map_err(|error| error.to_string())?;
+        let pidfd = pidfd.into_iter().next().ok_or("the launcher sent no pidfd")?;
+        instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
+        Ok((instance, kind))
+    }
+
+    /// Ends an instance and learns how it had ended by itself.
+    pub(super) async fn destroy(&self, instance: &mut Instance) -> Ended {
+        let id = std::mem::replace(&mut instance.id, GONE);
+        // A process that is stuck in the kernel must not hold up the answer.
+        let called = tokio::time::timeout(START, self.launcher.call(Request::Destroy { instance: id })).await;
+        match called {
+            Ok(Ok((Reply::Destroyed { exit, out_of_memory, usage }, _))) => {
+                instance.max_memory_mb = megabytes(usage.memory_peak);
+                Ended { exit, out_of_memory }
+            }
+            _ => Ended { exit: None, out_of_memory: false },
+        }
+    }
+}
+
+pub(super) fn megabytes(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+}
+
+pub(super) fn start_failed(failure: StartFailure, phases: Phases, log_before: Vec<u8>) -> Outcome {
+    let StartFailure { kind, error } = failure;
+    let (result, output) = match error {
+        StartError::Platform(why) => return failed(why, phases, kind),
+        StartError::Init { error, output } => (InvocationResult::HandlerError(Bytes::from(error)), output),
+        StartError::Ended { result, output } => (result, output),
+        StartError::Slow { limit, output } => (InvocationResult::SlowImport { limit }, output),
+    };
+    let Output { text: log, dropped: log_truncated } = output;
+    Outcome { result, start: kind, phases, log_before, log, log_truncated, max_memory_mb: 0 }
+}
