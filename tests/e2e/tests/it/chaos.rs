@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::crash::{Holdings, both_start_again, group, groups, is_zygote, mount, mounts, with_instances};
+use crate::crash::{
+    Holdings, both_start_again, group, groups, is_as_before, is_zygote, mount, with_instances,
+};
 use crate::server::{Process, Server};
 
 /// Emulated processors start a server in seconds instead of half a second.
@@ -175,11 +177,5 @@ fn kill_9_of_anything_at_any_moment() {
     // And as much as a server has that nobody did anything to.
     gateway(&server).kill();
     both_start_again(&server);
-    assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
-    assert_eq!(server.run("where", &json!({})).status, 200);
-    server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
-    let group = group(&server);
-    assert!(server.stop());
-    assert!(!mount().join(&group).exists(), "{group} is left");
-    assert_eq!(mounts(data.path()), 0);
+    is_as_before(server, data.path(), &before);
 }

@@ -167,13 +167,18 @@ fn survives(wanted: impl Fn(&Server, &Process) -> bool, count: usize, noticed: i
     victims.iter().for_each(|victim| victim.kill());
     noticed(&server);
     server.wait_until(processes, |alive| victims.iter().all(|victim| !alive.contains(victim)));
+    is_as_before(server, data.path(), &before);
+}
+
+/// Every function answers, the server has what it had, and nothing is left when it stops.
+pub(crate) fn is_as_before(server: Server, data: &Path, before: &Holdings) {
     assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
     assert_eq!(server.run("where", &json!({})).status, 200);
-    server.wait_until(|| Holdings::of(&server, data.path()), |now| *now == before);
+    server.wait_until(|| Holdings::of(&server, data), |now| now == before);
     let group = group(&server);
     assert!(server.stop());
     assert!(!mount().join(&group).exists(), "{group} is left");
-    assert_eq!(mounts(data.path()), 0);
+    assert_eq!(mounts(data), 0);
 }
 
 /// The listening socket stays with the supervisor: a request waits in it rather than fail.
