@@ -1,5 +1,6 @@
 //! Where instances come from, and how they go: a process out of a zygote or by itself, checked, that imports the handler.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,6 +22,10 @@ use crate::runner::{Function, InvocationResult, Outcome, Phases, StartKind};
 /// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
 /// for the latter.
 const START: Duration = Duration::from_secs(10);
+
+/// Milliseconds until an instance that did not pass is looked at again. A busy machine may not have let the helper end yet that forked it
+/// into its container: one process too many, for a moment.
+const CHECKS: [u64; 4] = [1, 2, 5, 20];
 
 /// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
 const GONE: InstanceId = 0;
@@ -229,11 +234,23 @@ impl Engine {
                 return Err(format!("an instance did not start: {why} {said}"));
             }
         }
-        let checked = self.launcher.call(Request::Check { instance: id }).await;
-        let (_, pidfd) = checked.map_err(|error| error.to_string())?;
-        let pidfd = pidfd.into_iter().next().ok_or("the launcher sent no pidfd")?;
+        let pidfd = self.check(id).await?;
         instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
         Ok((instance, kind))
+    }
+
+    /// Has an instance looked at from outside; gives its pidfd.
+    async fn check(&self, id: InstanceId) -> Result<OwnedFd, String> {
+        let mut checked = self.launcher.call(Request::Check { instance: id }).await;
+        for pause in CHECKS {
+            if checked.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            checked = self.launcher.call(Request::Check { instance: id }).await;
+        }
+        let (_, pidfd) = checked.map_err(|error| error.to_string())?;
+        pidfd.into_iter().next().ok_or_else(|| "the launcher sent no pidfd".into())
     }
 
     /// Ends an instance and learns how it had ended by itself.
