@@ -83,8 +83,10 @@ pub(crate) enum Outcome {
     Exited(i32),
     /// The kernel, or the init, gave up; the last lines of the console.
     Panicked(String),
-    /// It no longer told that it lives, or never did; what it was at.
+    /// It no longer told that it lives; what it was at.
     Hung(String),
+    /// It never told that it lives; what it was at.
+    NeverUp(String),
     /// It ended without telling how.
     NoResult(String),
     /// It lived, for longer than it may; what it was at.
@@ -107,8 +109,21 @@ const COMMAND_LINE: &str =
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl Machine<'_> {
-    /// Starts it and waits for its end.
+    /// Starts it and waits for its end. One that does not come up at all is told of, with what it was at, and started once more:
+    /// nothing of what is tested has run then, and in hundreds of starts one was seen to stop there.
     pub(crate) fn run(&self) -> Result<Outcome> {
+        match self.run_once()? {
+            Outcome::NeverUp(said) => {
+                eprintln!(
+                    "warning: the machine did not come up within {BOOT:?} and is started again; it was at:\n{said}"
+                );
+                self.run_once()
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    fn run_once(&self) -> Result<Outcome> {
         // Whatever is read afterwards is of this run.
         for name in ["console.log", "qemu.log", "output.log"] {
             File::create(self.directory.join(name)).with_context(|| format!("failed to create {name}"))?;
@@ -141,8 +156,9 @@ impl Machine<'_> {
                 println!("ready after {:.1} s", after.as_secs_f64());
             }
         };
-        let ended = listen(&events, began, (self.timeout, self.silence), stands);
-        if matches!(ended, End::Silent | End::TimedOut) {
+        let patience = Patience { boot: BOOT, timeout: self.timeout, silence: self.silence };
+        let ended = listen(&events, began, patience, stands);
+        if matches!(ended, End::Silent | End::NeverUp | End::TimedOut) {
             self.ask(monitor, &events)?;
         }
         if !matches!(ended, End::Exited(_)) {
@@ -156,6 +172,7 @@ impl Machine<'_> {
             End::Exited(code) => Outcome::Exited(code),
             End::TimedOut => Outcome::TimedOut(self.what_it_was_at()),
             End::Silent => Outcome::Hung(self.what_it_was_at()),
+            End::NeverUp => Outcome::NeverUp(self.what_it_was_at()),
             End::Gone => judge(&self.said("console.log"), &self.said("qemu.log"), status.code()),
         };
         if !matches!(outcome, Outcome::Exited(_)) {
@@ -308,12 +325,23 @@ fn judge(console: &str, qemu: &str, code: Option<i32>) -> Outcome {
     Outcome::NoResult(format!("QEMU: {code:?} {}\nconsole: {console}", qemu.trim()))
 }
 
+/// How long is waited until it stands, until its end, and for a word of it in between.
+#[derive(Clone, Copy)]
+struct Patience {
+    boot: Duration,
+    timeout: Duration,
+    silence: Duration,
+}
+
 /// What was heard of a machine last.
+#[derive(Debug, PartialEq, Eq)]
 enum End {
     /// Its program's exit code.
     Exited(i32),
     /// Nothing for too long.
     Silent,
+    /// Nothing at all.
+    NeverUp,
     /// That it lives, for too long.
     TimedOut,
     /// QEMU is gone.
@@ -324,13 +352,13 @@ enum End {
 fn listen(
     events: &Receiver<String>,
     began: Instant,
-    (timeout, silence): (Duration, Duration),
+    Patience { boot, timeout, silence }: Patience,
     stands: impl Fn(Duration),
 ) -> End {
     let (mut ready, mut exit) = (false, None);
     let mut heard = began;
     loop {
-        let (silent, over) = (heard + if ready { silence } else { BOOT }, began + timeout);
+        let (silent, over) = (heard + if ready { silence } else { boot }, began + timeout);
         match events.recv_timeout(silent.min(over).saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 heard = Instant::now();
@@ -346,7 +374,8 @@ fn listen(
             // With an exit it powers off; until then its disks are not written.
             Err(RecvTimeoutError::Disconnected) => return exit.map_or(End::Gone, End::Exited),
             Err(RecvTimeoutError::Timeout) if over <= Instant::now() => return End::TimedOut,
-            Err(RecvTimeoutError::Timeout) => return End::Silent,
+            Err(RecvTimeoutError::Timeout) if ready => return End::Silent,
+            Err(RecvTimeoutError::Timeout) => return End::NeverUp,
         }
     }
 }
@@ -367,6 +396,9 @@ impl Outcome {
                 format!(
                     "the machine hangs: it does not tell that it lives; logs are in {logs}; it was at:\n{said}"
                 )
+            }
+            Self::NeverUp(said) => {
+                format!("the machine did not come up; logs are in {logs}; it was at:\n{said}")
             }
             Self::NoResult(said) => {
                 format!("the machine ended without a result; logs are in {logs}:\n{said}")

@@ -161,8 +161,8 @@ fn kill_9_of_anything_at_any_moment() {
     );
     assert!(killed.lock().unwrap().len() >= 5, "{killed:?}");
     if !cfg!(feature = "machine") {
-        // What each burst took that was not the machine's own slowness.
-        assert!(waits[waits.len() / 2] < Duration::from_secs(1), "{waits:?}");
+        // A death is noticed at once. Starting again takes some tenths of a second, and a pause where starts were killed too.
+        assert!(waits[waits.len() / 2] < Duration::from_secs(2), "{waits:?}");
     }
     // Whatever was accepted has run, at least once.
     server.wait_until(|| server.metric("sock_events_waiting"), |waiting| *waiting == 0);

@@ -117,3 +117,23 @@ fn a_console_without_a_panic_says_nothing_of_one() {
     };
     assert_eq!(said, "QEMU: Some(1) qemu: no such disk\nconsole: booting\nready");
 }
+
+#[test]
+fn each_silence_is_told_apart() {
+    let ms = Duration::from_millis;
+    let patience = Patience { boot: ms(50), timeout: ms(10_000), silence: ms(50) };
+    let heard = |lines: &[&str], patience: Patience, leaves: bool| {
+        let (sender, events) = channel();
+        lines.iter().for_each(|line| sender.send((*line).to_owned()).unwrap());
+        let sender = (!leaves).then_some(sender);
+        let end = listen(&events, Instant::now(), patience, |_| ());
+        drop(sender);
+        end
+    };
+    assert_eq!(heard(&[], patience, false), End::NeverUp);
+    assert_eq!(heard(&["ready 1.0", "alive"], patience, false), End::Silent);
+    let short = Patience { timeout: ms(10), ..patience };
+    assert_eq!(heard(&["ready 1.0", "alive"], short, false), End::TimedOut);
+    assert_eq!(heard(&["ready 1.0", "exit 3"], patience, true), End::Exited(3));
+    assert_eq!(heard(&["ready 1.0"], patience, true), End::Gone);
+}
