@@ -99,7 +99,9 @@ async fn hold(call: &Call, answer: Answer, connection: &Connection) -> Answer {
 /// Calls `arrived` when all of the request is here.
 async fn respond(call: &Call, incoming: Incoming, arrived: impl FnOnce()) -> Result<Answer, ApiError> {
     let limits = &call.gateway.config.limits;
-    let (route, presented) = match admit(call) {
+    let encoded = call.head.headers.get_all(TRANSFER_ENCODING).iter().any(|value| value != "chunked");
+    let admitted = if encoded { Err(ApiError::encoded()) } else { admit(call) };
+    let (route, presented) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => {
             // Who waits for leave to send a body has to be told that there is none.

@@ -177,6 +177,13 @@ impl Events {
         removed.map(drop).map_err(self.failed("write"))
     }
 
+    /// Forgets those of a function that was deleted: the next one of that name is not who they were for. Gives how many.
+    pub(crate) fn forget(&self, function: &FunctionName) -> Result<usize, RegistryError> {
+        let removed =
+            lock(&self.accepting).execute("DELETE FROM events WHERE function = ?1", [function.as_str()]);
+        removed.map_err(self.failed("write"))
+    }
+
     /// It is tried again after `wait`, and so many attempts have failed.
     fn postpone(&self, id: &str, wait: Duration, attempts: u32) -> Result<(), RegistryError> {
         let postponed = lock(&self.working).execute(
@@ -250,7 +257,8 @@ async fn once(gateway: &Arc<Gateway>, id: &str) -> Option<Duration> {
     };
     let Begun { event, attempt: number, age } = begun;
     let function = event.function.clone();
-    let outcome = attempt(gateway, event, Instant::now()).await;
+    // One that was cut short each time has not been looked at since.
+    let outcome = if age > MAX_AGE { Attempt::TooOld } else { attempt(gateway, event, Instant::now()).await };
     let retry = gateway.config.limits.retry;
     let next = match outcome {
         Attempt::Ran => None,
@@ -260,7 +268,7 @@ async fn once(gateway: &Arc<Gateway>, id: &str) -> Option<Duration> {
             // Nothing of the function has run.
             Some((wait, number - 1))
         }
-        Attempt::Failed | Attempt::NoFunction => {
+        Attempt::Failed | Attempt::NoFunction | Attempt::TooOld => {
             warn!(request_id = id, %function, attempts = number, ?outcome, "an event is given up");
             None
         }

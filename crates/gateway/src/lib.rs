@@ -46,7 +46,7 @@ pub use runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
     ThrottleLimit,
 };
-pub use supervisor::{ENDPOINT_FILE, LogFormat, ServeOptions, SuperviseError, supervise};
+pub use supervisor::{LogFormat, ServeOptions, SuperviseError, supervise, written_endpoint};
 
 /// The README's example is compiled with the documentation's.
 #[cfg(doctest)]

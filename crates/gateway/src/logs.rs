@@ -9,12 +9,13 @@
 //! One thread does all the writing, behind a bounded channel, so that no request waits for a disk unless the disk cannot
 //! keep up. Reading goes the same way: who asks after an answer sees that answer's lines.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -61,15 +62,26 @@ impl FromStr for Cursor {
 }
 
 enum Job {
-    Append(FunctionName, Bytes),
+    Append(Log, Bytes),
     Read(FunctionName, Option<Cursor>, oneshot::Sender<io::Result<Part>>),
     Remove(FunctionName),
+}
+
+/// How often the log of a name was removed: what a deleted function still has to say is not written into that of the next one.
+type Removals = Arc<Mutex<HashMap<FunctionName, u64>>>;
+
+/// The log of a function, as long as it is that function's.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    name: FunctionName,
+    removals: u64,
 }
 
 /// The logs of a data directory.
 #[derive(Debug)]
 pub(crate) struct Logs {
     jobs: mpsc::Sender<Job>,
+    removals: Removals,
 }
 
 impl Logs {
@@ -85,18 +97,26 @@ impl Logs {
             }
         }
         let (jobs, inbox) = mpsc::channel(QUEUE);
-        std::thread::Builder::new().name("logs".into()).spawn(move || work(&dir, inbox))?;
-        Ok(Self { jobs })
+        let removals = Removals::default();
+        let known = removals.clone();
+        std::thread::Builder::new().name("logs".into()).spawn(move || work(&dir, inbox, &known))?;
+        Ok(Self { jobs, removals })
+    }
+
+    /// The log of the function that has this name now.
+    pub(crate) fn of(&self, name: &FunctionName) -> Log {
+        Log { name: name.clone(), removals: count(&self.removals, name) }
     }
 
     /// Adds to a function's log.
-    pub(crate) async fn append(&self, name: &FunctionName, text: Bytes) {
+    pub(crate) async fn append(&self, log: &Log, text: Bytes) {
         // It only fails if the writer is gone; it has said why.
-        let _ = self.jobs.send(Job::Append(name.clone(), text)).await;
+        let _ = self.jobs.send(Job::Append(log.clone(), text)).await;
     }
 
     /// Removes a function's log.
     pub(crate) async fn remove(&self, name: &FunctionName) {
+        *lock(&self.removals).entry(name.clone()).or_default() += 1;
         let _ = self.jobs.send(Job::Remove(name.clone())).await;
     }
 
@@ -108,10 +128,19 @@ impl Logs {
     }
 }
 
-fn work(dir: &Path, mut inbox: mpsc::Receiver<Job>) {
+fn lock(removals: &Removals) -> MutexGuard<'_, HashMap<FunctionName, u64>> {
+    removals.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn count(removals: &Removals, name: &FunctionName) -> u64 {
+    lock(removals).get(name).copied().unwrap_or_default()
+}
+
+fn work(dir: &Path, mut inbox: mpsc::Receiver<Job>, removals: &Removals) {
     while let Some(job) = inbox.blocking_recv() {
         match job {
-            Job::Append(name, text) => {
+            Job::Append(Log { name, removals: then }, _) if then != count(removals, &name) => {}
+            Job::Append(Log { name, .. }, text) => {
                 if let Err(error) = append(dir, &name, &text) {
                     warn!(function = %name, %error, "failed to write a function's log");
                 }
@@ -199,13 +228,13 @@ mod tests {
         let name = FunctionName::parse("echo").unwrap();
         let nothing = logs.read(&name, None).await.unwrap();
         assert!(nothing.text.is_empty());
-        logs.append(&name, Bytes::from_static(b"one\n")).await;
+        logs.append(&logs.of(&name), Bytes::from_static(b"one\n")).await;
         let one = logs.read(&name, Some(nothing.next)).await.unwrap();
         assert_eq!(one.text, b"one\n");
-        logs.append(&name, Bytes::from(vec![b'x'; MAX_FILE as usize])).await;
+        logs.append(&logs.of(&name), Bytes::from(vec![b'x'; MAX_FILE as usize])).await;
         let full = logs.read(&name, None).await.unwrap();
         assert_eq!(full.text.len() as u64, TAIL, "the file that has just grown full");
-        logs.append(&name, Bytes::from_static(b"two\n")).await;
+        logs.append(&logs.of(&name), Bytes::from_static(b"two\n")).await;
         let (mut seen, mut next) = (Vec::new(), one.next);
         while !seen.ends_with(b"two\n") {
             let part = logs.read(&name, Some(next)).await.unwrap();
@@ -228,9 +257,11 @@ mod tests {
             ["kept", "deleted", "forgotten"].map(|name| FunctionName::parse(name).unwrap());
         let logs = Logs::open(dir.path().into(), &BTreeSet::new()).unwrap();
         for name in [&kept, &deleted, &forgotten] {
-            logs.append(name, "a line\n".into()).await;
+            logs.append(&logs.of(name), "a line\n".into()).await;
         }
+        let before = logs.of(&deleted);
         logs.remove(&deleted).await;
+        logs.append(&before, "of an invocation that was under way\n".into()).await;
         assert!(logs.read(&deleted, None).await.unwrap().text.is_empty());
         let names = || {
             let mut names: Vec<_> =

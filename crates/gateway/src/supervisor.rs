@@ -405,7 +405,7 @@ fn make_root(root: &Path) -> Result<(), SuperviseError> {
 /// What says how the data directory is laid out.
 const LAYOUT_FILE: &str = "layout";
 /// The URL of the server that runs, or ran last.
-pub const ENDPOINT_FILE: &str = "endpoint";
+const ENDPOINT_FILE: &str = "endpoint";
 
 /// Before anything in it is touched.
 fn check_layout(root: &Path) -> Result<(), SuperviseError> {
@@ -425,14 +425,34 @@ fn check_layout(root: &Path) -> Result<(), SuperviseError> {
 
 fn read_no_link(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path);
-    file?.read_to_string(&mut text).map(|_| text)
+    let file = OpenOptions::new().read(true).custom_flags(PLAIN_FILE.bits()).open(path)?;
+    require_plain(&file)?;
+    file.take(128).read_to_string(&mut text).map(|_| text)
 }
 
 fn write_no_link(path: &Path, line: &str) -> Result<(), SuperviseError> {
-    let no_link = OFlag::O_NOFOLLOW.bits();
-    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(no_link).open(path);
-    file.and_then(|mut file| writeln!(file, "{line}")).map_err(data(path))
+    let open = OpenOptions::new().write(true).create(true).custom_flags(PLAIN_FILE.bits()).open(path);
+    let write = |mut file: File| {
+        require_plain(&file)?;
+        file.set_len(0)?;
+        writeln!(file, "{line}")
+    };
+    open.and_then(write).map_err(data(path))
+}
+
+/// Neither a link is followed, nor a pipe waited for, where somebody put one.
+const PLAIN_FILE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK);
+
+fn require_plain(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("it is no file")) }
+}
+
+/// The URL of the server of a data directory, as it wrote it down. The directory belongs to the gateway's user, who is not trusted:
+/// what is there may be a link to somebody else's file, a pipe, or anything but an address, and then there is none.
+pub fn written_endpoint(root: &Path) -> Option<String> {
+    let text = read_no_link(&root.join(ENDPOINT_FILE)).ok()?;
+    let address: SocketAddr = text.trim().strip_prefix("http://")?.parse().ok()?;
+    Some(format!("http://{address}"))
 }
 
 /// Writes down where the server is found, for commands on this machine that are given its data directory.

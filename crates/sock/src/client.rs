@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use sock_gateway::{AccessKey, ENDPOINT_FILE, Keys, sigv4};
+use sock_gateway::{AccessKey, Keys, sigv4, written_endpoint};
 
 /// Which server, and who we are.
 #[derive(Debug, Clone, Args)]
@@ -86,10 +86,8 @@ const PATIENCE: Duration = Duration::from_secs(960);
 
 impl Server {
     pub(crate) fn endpoint(&self) -> String {
-        let written = || std::fs::read_to_string(self.data_dir.join(ENDPOINT_FILE)).ok();
-        let endpoint = self.endpoint.clone().or_else(written);
-        let endpoint = endpoint.as_deref().map(str::trim).filter(|endpoint| !endpoint.is_empty());
-        endpoint.unwrap_or("http://127.0.0.1:7625").trim_end_matches('/').to_owned()
+        let endpoint = self.endpoint.clone().or_else(|| written_endpoint(&self.data_dir));
+        endpoint.as_deref().unwrap_or("http://127.0.0.1:7625").trim_end_matches('/').to_owned()
     }
 
     /// The key from the environment, else from the data directory; none when neither has one.

@@ -58,6 +58,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "InvalidRequestContentException", Shape::Lower, message)
     }
 
+    /// A body is not sent as it is.
+    pub(super) fn encoded() -> Self {
+        Self::serialization("the body has a transfer encoding beside chunked: send it as it is")
+    }
+
     /// The body is not what the operation takes.
     pub(super) fn serialization(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "SerializationException", Shape::Front, message)

@@ -323,7 +323,18 @@ pub(super) async fn delete(call: &Call, function: &str) -> Result<Answer, ApiErr
     let gateway = call.gateway.clone();
     let remove = {
         let name = name.clone();
-        move || gateway.registry.change::<_, ApiError>(&name, |before| Ok((None, before.is_some())))
+        move || {
+            let removed =
+                gateway.registry.change::<_, ApiError>(&name, |before| Ok((None, before.is_some())))?;
+            match gateway.events.forget(&name) {
+                Ok(0) => {}
+                Ok(events) => {
+                    tracing::warn!(function = %name, events, "events of a deleted function are dropped")
+                }
+                Err(error) => tracing::error!(%error, function = %name, "events of a deleted function stay"),
+            }
+            Ok::<_, ApiError>(removed)
+        }
     };
     let (_, existed) = tokio::task::spawn_blocking(remove).await.map_err(ApiError::panicked)??;
     if !existed {

@@ -212,6 +212,8 @@ pub(crate) enum Attempt {
     NoRoom,
     /// It was deleted.
     NoFunction,
+    /// The event's time was over before it could run.
+    TooOld,
 }
 
 /// Runs an asynchronous event once.
@@ -250,18 +252,17 @@ async fn start(
 async fn perform(gateway: &Gateway, function: Arc<Function>, invocation: Invocation) -> Ended {
     let request_id = invocation.request_id.clone();
     let received = invocation.received;
+    let its_log = gateway.logs.of(&function.name);
     let outcome = gateway.runner.invoke(function.clone(), invocation).await;
     let log = Bytes::from(lines(&function, &request_id, &outcome));
-    // A function that was deleted meanwhile has no log any more.
-    let logged = gateway.registry.get(&function.name).is_some();
     // Not part of what the caller gets of the log: it may be about somebody else's event.
     let mut before = outcome.log_before;
-    if logged && !before.is_empty() {
+    if !before.is_empty() {
         before.extend_from_slice(if before.ends_with(b"\n") { b"" } else { b"\n" });
-        gateway.logs.append(&function.name, before.into()).await;
+        gateway.logs.append(&its_log, before.into()).await;
     }
-    if logged && !log.is_empty() {
-        gateway.logs.append(&function.name, log.clone()).await;
+    if !log.is_empty() {
+        gateway.logs.append(&its_log, log.clone()).await;
     }
     let (kind, start, phases) = (kind(&outcome.result), outcome.start, outcome.phases);
     gateway.metrics.invocation(kind, start.as_str(), &phases, outcome.log_truncated);

@@ -19,7 +19,8 @@ pub(crate) enum PeerError {
     /// It closed its socket and goes on.
     #[error("its socket was closed")]
     HungUp,
-    /// The same, or it is gone; and what it was sent last, it did not read to the end, so it has done nothing about it.
+    /// The same, or it is gone; and what it was sent last, it did not read to the end, so that the runtime has done nothing about it.
+    /// A handler that reads its socket by itself may have.
     #[error("it did not read what it was sent")]
     Unread,
     /// It does not keep to the protocol, so nothing that it says can be relied on.
@@ -125,7 +126,10 @@ impl Peer {
                 biased;
                 read = self.socket.read(&mut more) => match read {
                     // So Linux tells that the other end was closed with bytes in it that nobody had read: unix_release_sock().
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(PeerError::Unread),
+                    // One that has begun to answer had read enough.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.decoder.is_empty() => {
+                        return Err(PeerError::Unread);
+                    }
                     Ok(0) | Err(_) => return Err(self.closed().await),
                     Ok(count) => self.decoder.push(&more[..count]),
                 },

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::Notify;
 
-use super::memory::{Memory, Share};
+use super::memory::{Memory, SMALL, Share};
 
 /// What is thrown away for a client that sends too much.
 const MAX_DISCARD: usize = 128 << 20;
@@ -38,9 +38,10 @@ pub(crate) enum BodyError {
     Broken(String),
 }
 
-/// Reads a body of at most `limit` bytes, within `time` from when there is memory for it, for which it waits as long.
+/// Reads a body of at most `limit` bytes, within `time` from when there is memory for it, for which it waits as long: once the first
+/// of it is here, since who only announces a body has no claim to memory for it.
 pub(crate) async fn read(
-    body: Incoming,
+    mut body: Incoming,
     limit: usize,
     time: Duration,
     memory: &Arc<Memory>,
@@ -49,10 +50,18 @@ pub(crate) async fn read(
     let (moved, lose) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
     // What is too long is thrown away as it comes.
     let bytes = if sized > limit { 0 } else { sized };
+    let mut start = BytesMut::new();
+    if bytes > SMALL {
+        let first = begin(&mut body, &mut start);
+        tokio::time::timeout(time, first).await.map_err(|_| BodyError::Slow)??;
+    }
+    // Of a body in chunks that has ended by then all is here.
+    let bytes = if body.is_end_stream() { start.len().min(bytes) } else { bytes };
     let share = tokio::time::timeout(time, memory.take(bytes, &moved, &lose));
     let mut share = share.await.map_err(|_| BodyError::NoMemory)?;
-    let whole =
-        async { if sized > limit { discard(body, 0).await } else { collect(body, limit, &moved).await } };
+    let whole = async {
+        if sized > limit { discard(body, 0).await } else { collect(body, start, limit, &moved).await }
+    };
     tokio::select! {
         biased;
         () = lose.notified() => Err(BodyError::NoMemory),
@@ -70,9 +79,26 @@ pub(crate) async fn pass_over(body: Incoming, time: Duration) {
     }
 }
 
-async fn collect(mut body: Incoming, limit: usize, moved: &AtomicU64) -> Result<Bytes, BodyError> {
+/// The first bytes, as many as are not counted.
+async fn begin(body: &mut Incoming, start: &mut BytesMut) -> Result<(), BodyError> {
+    while start.len() < SMALL
+        && let Some(frame) = body.frame().await
+    {
+        if let Ok(data) = frame.map_err(broken)?.into_data() {
+            start.extend_from_slice(&data);
+        }
+    }
+    Ok(())
+}
+
+async fn collect(
+    mut body: Incoming,
+    start: BytesMut,
+    limit: usize,
+    moved: &AtomicU64,
+) -> Result<Bytes, BodyError> {
     let mut first = Bytes::new();
-    let mut more = BytesMut::new();
+    let mut more = start;
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         let length = first.len().max(more.len()) + data.len();

@@ -84,7 +84,8 @@ pub(crate) fn env(options: &Reading) -> Result<ExitCode> {
         );
     } else {
         for (name, value) in variables {
-            println!("export {name}='{value}'");
+            // For a shell, whatever is in it.
+            println!("export {name}='{}'", value.replace('\'', r"'\''"));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -304,3 +304,33 @@ fn what_clients_need_is_printed() {
     let list = Command::new(binary()).args(["list", "--data-dir"]).arg(data.path()).output().unwrap();
     assert!(list.status.success(), "{list:?}");
 }
+
+/// It is not trusted, and root evaluates what `sock env` prints.
+#[test]
+fn what_the_gateways_user_wrote_is_no_command() {
+    let data = tempfile::tempdir().unwrap();
+    let keys = r#"{"keys": [{"id": "SOCKTEST00000009", "secret": "a'; touch $HOME/pwned; echo 'a"}]}"#;
+    fs::write(data.path().join("keys.json"), keys).unwrap();
+    fs::write(data.path().join("secret"), "http://127.0.0.1:1").unwrap();
+    let endpoint = data.path().join("endpoint");
+    let text = "http://x'; touch $HOME/pwned; echo '";
+    let cases: [&dyn Fn(); 3] = [
+        &|| fs::write(&endpoint, text).unwrap(),
+        &|| std::os::unix::fs::symlink(data.path().join("secret"), &endpoint).unwrap(),
+        &|| nix::unistd::mkfifo(&endpoint, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+    ];
+    for case in cases {
+        let _ = fs::remove_file(&endpoint);
+        case();
+        let script = r#"eval "$("$0" env --data-dir "$HOME")" && echo "$AWS_ENDPOINT_URL_LAMBDA $AWS_SECRET_ACCESS_KEY""#;
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script]).arg(binary()).env("HOME", data.path());
+        for name in ["SOCK_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+            shell.env_remove(name);
+        }
+        let said = shell.output().unwrap();
+        assert!(!data.path().join("pwned").exists());
+        let expected = "http://127.0.0.1:7625 a'; touch $HOME/pwned; echo 'a\n";
+        assert_eq!(String::from_utf8_lossy(&said.stdout), expected, "{said:?}");
+    }
+}
