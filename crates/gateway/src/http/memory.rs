@@ -1,7 +1,7 @@
 //! Memory for what clients send and take: bounded, and lost by whoever is slow with it while others wait.
 //!
-//! A client that announces a body, or asks for an answer, has the memory for it from then on, and decides itself how fast it
-//! sends or takes. So a few could hold all of it for as long as they like. While somebody waits, those that move less than
+//! A client that has begun to send a body, or asks for an answer, has the memory for it from then on, and decides itself how fast
+//! it sends or takes. So a few could hold all of it for as long as they like. While somebody waits, those that move less than
 //! [`ENOUGH`] within [`WINDOW`] lose theirs, one after the other. Who is quick, or alone, never does.
 
 use std::collections::BTreeMap;
