@@ -26,8 +26,6 @@ pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 pub struct Hierarchy {
     root: PathBuf,
     controllers: Vec<String>,
-    /// Whole disks, as "major:minor".
-    disks: Vec<String>,
 }
 
 /// Where cgroup2 is mounted, and beneath which directory of it we may make groups.
@@ -100,18 +98,27 @@ impl Hierarchy {
                 removed += Group { path: entry.path() }.destroy()?;
             }
         }
-        let mut controllers = Vec::new();
-        for name in &place.controllers {
-            // Down from the place, then down from our own parent; one that refuses (it has processes of its own, say)
-            // is one we do not have, and the limits that need it are kept by other means.
-            let enabled = [&place.directory, &root].iter().all(|directory| {
-                write(&directory.join("cgroup.subtree_control"), &format!("+{name}")).is_ok()
-            });
-            if enabled {
-                controllers.push(name.clone());
+        // Down from the place, then down from our own parent.
+        let controllers = handed_down(&place.controllers, &[&place.directory, &root]);
+        Ok((Self { root, controllers }, removed))
+    }
+
+    /// Without a parent of our own: groups are made in `place` itself.
+    pub fn in_place(place: &Place) -> Self {
+        let controllers = handed_down(&place.controllers, &[&place.directory]);
+        Self { root: place.directory.clone(), controllers }
+    }
+
+    /// Removes what owners left that were killed: groups that are called `prefix` and the number of a process which is no more.
+    pub fn sweep(&self, prefix: &str) {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+            if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+                // Another one may be sweeping, and has it then.
+                let _ = Group { path: entry.path() }.destroy();
             }
         }
-        Ok((Self { root, controllers, disks: disks(Path::new("/sys/block")) }, removed))
     }
 
     /// The controllers whose limits the kernel keeps for our groups.
@@ -274,9 +281,11 @@ impl Group {
             write(&self.path.join("cpu.weight"), &limits.cpu_weight.to_string())?;
         }
         match limits.io_bytes {
-            Some(bytes) if hierarchy.has("io") => hierarchy.disks.iter().try_for_each(|disk| {
-                write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
-            }),
+            Some(bytes) if hierarchy.has("io") => {
+                disks(Path::new("/sys/block")).iter().try_for_each(|disk| {
+                    write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -381,7 +390,17 @@ impl Group {
     }
 }
 
-/// Those that something can be read from. sysfs(5)
+/// Of `controllers`, those that every one of `directories` hands down. One that refuses (it has processes of its own, say) is one we
+/// do not have, and the limits that need it are kept by other means.
+fn handed_down(controllers: &[String], directories: &[&PathBuf]) -> Vec<String> {
+    let enable = |directory: &Path, name: &str| {
+        write(&directory.join("cgroup.subtree_control"), &format!("+{name}")).is_ok()
+    };
+    let all = |name: &&String| directories.iter().all(|directory| enable(directory, name));
+    controllers.iter().filter(all).cloned().collect()
+}
+
+/// Whole disks that something can be read from, as "major:minor". sysfs(5)
 fn disks(block: &Path) -> Vec<String> {
     let entries = fs::read_dir(block).into_iter().flatten().flatten();
     let filled = entries.filter(|entry| {

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::builder::{Builder, Event, Kin, Make};
+use crate::builder::{Builder, Event, Make};
 use crate::cgroup::{self, Group, Hierarchy, NoHierarchy};
 use crate::error::{Context, SysResult, SyscallError};
 use crate::execute::detached;
@@ -186,19 +186,11 @@ impl Host {
         let mut fds = vec![group.as_fd()];
         fds.extend(var.as_ref().map(AsFd::as_fd));
         let family = ground.family.as_ref().map(Group::directory).transpose()?;
-        let kin = match (&parent, &family) {
-            (Some(parent), _) => {
-                fds.extend([parent.user, parent.pids]);
-                Kin::Child
-            }
-            (None, Some(family)) => {
-                fds.push(family.as_fd());
-                Kin::Parent
-            }
-            (None, None) => Kin::Alone,
-        };
+        fds.extend(family.as_ref().map(AsFd::as_fd));
+        fds.extend(parent.iter().flat_map(|parent| [parent.user, parent.pids]));
         fds.extend(payload_fds);
-        self.builder.make(&Make { slot: ground.number, map, outside, kin, spec, payload }, &fds)
+        let (family, within) = (family.is_some(), parent.is_some());
+        self.builder.make(&Make { slot: ground.number, map, outside, family, within, spec, payload }, &fds)
     }
 
     /// What a zygote may have of a slot's cgroup: good for starting a process in it by clone3(2), and for nothing else. It

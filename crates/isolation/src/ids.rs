@@ -132,6 +132,11 @@ impl Pair {
 }
 
 impl Pair {
+    /// One for the process `number`, where nobody deals them.
+    pub(crate) fn for_process(number: u32) -> Self {
+        Self(number % PAIRS)
+    }
+
     /// The host's ids of the container's PID 1 and of its own code, in a block that starts at `base`.
     pub(crate) fn both(self, base: u32) -> [u32; 2] {
         [self.outside(base) - 1, self.outside(base)]
