@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
@@ -150,7 +150,10 @@ fn run_in(
 
 /// It is dead, or nobody waits for it.
 fn end(init: Pid) {
-    let _ = kill(init, Signal::SIGKILL);
+    // Nobody has reaped it, so the number is its own.
+    if let Ok(pidfd) = sys::pidfd_open(init) {
+        let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+    }
     let _ = waitpid(init, None);
 }
 

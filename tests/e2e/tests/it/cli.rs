@@ -141,6 +141,7 @@ fn a_signal_ends_a_command_and_leaves_nothing() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let (mut run, group) = begun();
         assert_eq!(members(&group), 2, "its PID 1 and itself");
+        #[expect(clippy::disallowed_methods, reason = "nobody else can reap it")]
         kill(Pid::from_raw(run.id() as i32), signal).unwrap();
         assert_eq!(run.wait().unwrap().code(), Some(128 + signal as i32));
         assert!(!group.exists());
