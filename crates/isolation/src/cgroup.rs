@@ -8,6 +8,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,11 @@ impl Hierarchy {
         self.controllers.iter().try_for_each(|name| write(&control, &format!("+{name}")))
     }
 
+    /// Of all groups together.
+    pub(crate) fn activity(&self) -> Activity {
+        Activity::of(&Group { path: self.root.clone() })
+    }
+
     /// Removes the parent with every group in it, killing what is left.
     pub fn remove_all(&self) -> SysResult<()> {
         Group { path: self.root.clone() }.destroy().map(drop)
@@ -186,6 +192,33 @@ fn even() -> u32 {
 #[derive(Debug, Clone)]
 pub struct Group {
     path: PathBuf,
+}
+
+/// Whether processes in a group ran, told by the time they took, which the kernel counts in every group: cpu.stat in the
+/// kernel's Documentation/admin-guide/cgroup-v2.rst. It counts at each tick of the clock and when a process stops running.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    file: Option<File>,
+    last: Option<u64>,
+}
+
+impl Activity {
+    pub(crate) fn of(group: &Group) -> Self {
+        Self { file: File::open(group.path.join("cpu.stat")).ok(), last: None }
+    }
+
+    /// Whether some ran since this was last asked: yes at first, and where the kernel does not tell.
+    pub(crate) fn changed(&mut self) -> bool {
+        let now = self.file.as_ref().and_then(micros);
+        now.is_none() || std::mem::replace(&mut self.last, now) != now
+    }
+}
+
+fn micros(stat: &File) -> Option<u64> {
+    let mut text = [0; 64];
+    let length = stat.read_at(&mut text, 0).ok()?;
+    let line = std::str::from_utf8(&text[..length]).ok()?.lines().next()?;
+    line.strip_prefix("usage_usec ")?.parse().ok()
 }
 
 /// How a group's memory stands.
