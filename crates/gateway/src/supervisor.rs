@@ -142,8 +142,8 @@ pub enum SuperviseError {
     #[error("--no-auth lets everybody in, so it works on loopback only, not on {0}")]
     OpenToAll(SocketAddr),
     /// Limits are asked for that cannot be kept.
-    #[error("--require-cgroup-limits: {0} has no cgroup2 controllers {1}; delegate them or drop the flag")]
-    NoLimits(PathBuf, String),
+    #[error("--require-cgroup-limits: {0}")]
+    NoLimits(String),
     /// See [`sock_isolation::cgroup::NoHierarchy`].
     #[error(transparent)]
     NoHierarchy(#[from] sock_isolation::cgroup::NoHierarchy),
@@ -304,21 +304,13 @@ fn check_python(path: &Path) -> Result<(), SuperviseError> {
 
 fn check_limits(options: &ServeOptions) -> Result<(), SuperviseError> {
     let place = sock_isolation::cgroup::find()?;
-    let missing: Vec<&str> = ["cpu", "memory", "pids"]
-        .into_iter()
-        .filter(|name| !place.controllers.iter().any(|controller| controller == name))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    let Some(shortage) = place.shortage(&["cpu", "memory", "pids"]) else { return Ok(()) };
     if options.require_cgroup_limits {
-        return Err(SuperviseError::NoLimits(place.directory, missing.join(", ")));
+        return Err(SuperviseError::NoLimits(shortage));
     }
     eprintln!(
-        "sock: {} has no cgroup2 controllers {}: memory and process limits are kept by rlimits and a watchdog, \
-         processor shares not at all (sock doctor tells more)",
-        place.directory.display(),
-        missing.join(", ")
+        "sock: {shortage}: memory and process limits are kept by rlimits and a watchdog, processor shares not at \
+         all (sock doctor tells more)"
     );
     Ok(())
 }

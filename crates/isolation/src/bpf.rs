@@ -182,6 +182,66 @@ pub fn to_bytes(program: &[sock_filter]) -> Vec<u8> {
     program.iter().flat_map(bytes).collect()
 }
 
+/// The kernel's interpreter, as far as this compiler uses it: what becomes of the call `number` by the numbers of an architecture.
+#[cfg(test)]
+pub(crate) fn interpret(
+    program: &[sock_filter],
+    (architecture, number): (u32, u32),
+    arguments: [u32; 6],
+) -> u32 {
+    let (mut at, mut a) = (0, 0u32);
+    loop {
+        let i = program[at];
+        at += 1;
+        let jump = |yes: bool| usize::from(if yes { i.jt } else { i.jf });
+        match i.code {
+            LOAD => {
+                a = match i.k {
+                    NUMBER => number,
+                    ARCHITECTURE => architecture,
+                    k => arguments[((k - ARGUMENTS) / 8) as usize],
+                }
+            }
+            AND => a &= i.k,
+            JUMP => at += i.k as usize,
+            IF_EQUAL => at += jump(a == i.k),
+            IF_AT_LEAST => at += jump(a >= i.k),
+            IF_BITS => at += jump(a & i.k != 0),
+            RETURN => return i.k,
+            code => panic!("unknown instruction {code}"),
+        }
+    }
+}
+
+/// The instructions, one a line, for people to read.
+#[cfg(test)]
+pub(crate) fn listing(program: &[sock_filter]) -> String {
+    let line = |(at, i): (usize, &sock_filter)| {
+        let to = |offset: usize| at + 1 + offset;
+        let (yes, no) = (to(usize::from(i.jt)), to(usize::from(i.jf)));
+        let text = match i.code {
+            LOAD => match i.k {
+                NUMBER => "load number".to_owned(),
+                ARCHITECTURE => "load architecture".to_owned(),
+                k => format!("load argument {}", (k - ARGUMENTS) / 8),
+            },
+            AND => format!("and {:#x}", i.k),
+            JUMP => format!("goto {}", to(i.k as usize)),
+            IF_EQUAL => format!("if = {:#x} {yes} else {no}", i.k),
+            IF_AT_LEAST => format!("if >= {} {yes} else {no}", i.k),
+            IF_BITS => format!("if & {:#x} {yes} else {no}", i.k),
+            RETURN => match i.k & libc::SECCOMP_RET_ACTION_FULL {
+                libc::SECCOMP_RET_ALLOW => "allow".to_owned(),
+                libc::SECCOMP_RET_KILL_PROCESS => "kill".to_owned(),
+                _ => format!("errno {}", i.k & libc::SECCOMP_RET_DATA),
+            },
+            code => format!("unknown {code}"),
+        };
+        format!("{at:4} {text}\n")
+    };
+    program.iter().enumerate().map(line).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,30 +249,8 @@ mod tests {
 
     const ARCH: u32 = 0xc000_003e;
 
-    /// The kernel's interpreter, as far as this compiler uses it.
     fn run(program: &[sock_filter], number: u32, arguments: [u32; 6]) -> u32 {
-        let (mut at, mut a) = (0, 0u32);
-        loop {
-            let i = program[at];
-            at += 1;
-            let jump = |yes: bool| usize::from(if yes { i.jt } else { i.jf });
-            match i.code {
-                LOAD => {
-                    a = match i.k {
-                        NUMBER => number,
-                        ARCHITECTURE => ARCH,
-                        k => arguments[((k - ARGUMENTS) / 8) as usize],
-                    }
-                }
-                AND => a &= i.k,
-                JUMP => at += i.k as usize,
-                IF_EQUAL => at += jump(a == i.k),
-                IF_AT_LEAST => at += jump(a >= i.k),
-                IF_BITS => at += jump(a & i.k != 0),
-                RETURN => return i.k,
-                code => panic!("unknown instruction {code}"),
-            }
-        }
+        interpret(program, (ARCH, number), arguments)
     }
 
     fn expected(verdict: &Verdict, arguments: [u32; 6]) -> u32 {

@@ -5,9 +5,12 @@
 //! `cgroup.procs` could otherwise still put processes into it. Every container has a group even where no controller is
 //! to be had: membership is how its processes are found, and `cgroup.kill` how they all end at once.
 
+mod place;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +20,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, SysResult, SyscallError};
+pub(crate) use place::choose;
+pub use place::{Lack, NoHierarchy, Place};
 
 /// The controllers that limits are kept by.
 pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
@@ -28,54 +33,9 @@ pub struct Hierarchy {
     controllers: Vec<String>,
 }
 
-/// Where cgroup2 is mounted, and beneath which directory of it we may make groups.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The directory that gets our parent group.
-    pub directory: PathBuf,
-    /// The controllers that it can hand down.
-    pub controllers: Vec<String>,
-}
-
-/// No cgroup2 hierarchy is mounted.
-#[derive(Debug, thiserror::Error)]
-#[error("no cgroup2 file system is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup")]
-pub struct NoHierarchy;
-
-/// Finds where cgroup2 is mounted in the text of a mountinfo file. proc_pid_mountinfo(5).
-pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ');
-        let point = fields.nth(4)?;
-        let writable = fields.next()?.split(',').any(|option| option == "rw");
-        (filesystem.split(' ').next() == Some("cgroup2") && writable).then(|| PathBuf::from(unescape(point)))
-    })
-}
-
-/// Undoes mountinfo's octal escapes of blank characters.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-/// Chooses the place: the caller's own group when it was delegated controllers, else the root of the hierarchy.
+/// Chooses where our groups are made. See [`Place`].
 pub fn find() -> Result<Place, NoHierarchy> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mount = mount_point(&mountinfo).ok_or(NoHierarchy)?;
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let place = |directory: PathBuf| Place { controllers: available(&directory), directory };
-    let (own, root) = (place(mount.join(own)), place(mount));
-    Ok(if own.controllers.len() >= root.controllers.len() && !own.controllers.is_empty() {
-        own
-    } else {
-        root
-    })
-}
-
-fn available(directory: &Path) -> Vec<String> {
-    let list = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
-    list.split_whitespace().filter(|name| CONTROLLERS.contains(name)).map(str::to_owned).collect()
+    place::choose(&|path| fs::read_to_string(path).ok())
 }
 
 impl Hierarchy {
@@ -142,6 +102,11 @@ impl Hierarchy {
         self.controllers.iter().try_for_each(|name| write(&control, &format!("+{name}")))
     }
 
+    /// Of all groups together.
+    pub(crate) fn activity(&self) -> Activity {
+        Activity::of(&Group { path: self.root.clone() })
+    }
+
     /// Removes the parent with every group in it, killing what is left.
     pub fn remove_all(&self) -> SysResult<()> {
         Group { path: self.root.clone() }.destroy().map(drop)
@@ -193,6 +158,33 @@ fn even() -> u32 {
 #[derive(Debug, Clone)]
 pub struct Group {
     path: PathBuf,
+}
+
+/// Whether processes in a group ran, told by the time they took, which the kernel counts in every group: cpu.stat in the
+/// kernel's Documentation/admin-guide/cgroup-v2.rst. It counts at each tick of the clock and when a process stops running.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    file: Option<File>,
+    last: Option<u64>,
+}
+
+impl Activity {
+    pub(crate) fn of(group: &Group) -> Self {
+        Self { file: File::open(group.path.join("cpu.stat")).ok(), last: None }
+    }
+
+    /// Whether some ran since this was last asked: yes at first, and where the kernel does not tell.
+    pub(crate) fn changed(&mut self) -> bool {
+        let now = self.file.as_ref().and_then(micros);
+        now.is_none() || std::mem::replace(&mut self.last, now) != now
+    }
+}
+
+fn micros(stat: &File) -> Option<u64> {
+    let mut text = [0; 64];
+    let length = stat.read_at(&mut text, 0).ok()?;
+    let line = std::str::from_utf8(&text[..length]).ok()?.lines().next()?;
+    line.strip_prefix("usage_usec ")?.parse().ok()
 }
 
 /// How a group's memory stands.
@@ -424,19 +416,6 @@ fn write(path: &Path, value: &str) -> SysResult<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_a_hybrid_hosts_mount() {
-        let mountinfo = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
-                         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
-                         41 31 0:38 / /sys/fs/cgroup/a\\040b rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(mount_point(mountinfo), Some(PathBuf::from("/sys/fs/cgroup/a b")));
-    }
-
-    #[test]
-    fn a_read_only_mount_is_none() {
-        assert_eq!(mount_point("41 31 0:38 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw\n"), None);
-    }
 
     #[test]
     fn pressures_are_read() {

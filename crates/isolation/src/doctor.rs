@@ -1,9 +1,12 @@
 //! What of a machine containers need, what they would use, and what is missing: for people to read.
 
+mod limits;
+
 use serde::Serialize;
 
-use crate::cgroup;
 use crate::ids::IdRange;
+
+pub use limits::limits;
 
 /// How a finding is to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -74,12 +77,7 @@ pub fn examine(ids: &IdRange) -> Vec<Finding> {
             findings.push(Finding::wrong("user ids", Level::Bad, clash.to_string(), "choose another range"));
         }
     }
-    findings.extend(match cgroup::find() {
-        Ok(place) => limits(&place),
-        Err(error) => {
-            vec![Finding::wrong("cgroup2", Level::Bad, "not mounted", error.to_string())]
-        }
-    });
+    findings.extend(limits());
     findings
 }
 
@@ -124,39 +122,9 @@ fn overlay(filesystems: &str) -> Finding {
     }
 }
 
-/// Which limit is kept by which means.
-fn limits(place: &cgroup::Place) -> Vec<Finding> {
-    let directory = place.directory.display();
-    let mut findings = vec![Finding::good("cgroup2", directory.to_string())];
-    let means = [
-        ("memory", "memory limit", "kept by RLIMIT_DATA and a look at resident memory every 50 ms"),
-        ("pids", "process limit", "kept by RLIMIT_NPROC under the container's own user id"),
-        ("cpu", "processor limit", "not kept: containers compete as ordinary processes do"),
-    ];
-    for (controller, subject, instead) in means {
-        findings.push(if place.controllers.iter().any(|name| name == controller) {
-            Finding::good(subject, format!("kept by the cgroup2 controller {controller}"))
-        } else {
-            let remedy = format!(
-                "delegate {controller} to {directory} (systemd: Delegate=yes; hybrid hosts: boot with \
-                 systemd.unified_cgroup_hierarchy=1)"
-            );
-            Finding::wrong(subject, Level::Warning, instead, remedy)
-        });
-    }
-    findings
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn missing_controllers_are_told_with_what_replaces_them() {
-        let place =
-            cgroup::Place { directory: "/sys/fs/cgroup/unified".into(), controllers: vec!["pids".into()] };
-        insta::assert_json_snapshot!(limits(&place));
-    }
 
     #[test]
     fn old_kernels_are_refused() {

@@ -1,34 +1,33 @@
 //! Which system calls a container may make: allow-lists, by role.
 //!
-//! What is not listed fails: with EPERM where the call is known and refused for a reason (below), with ENOSYS where it is
-//! not known at all, so that libraries fall back to what they did before that call existed.
-//!
-//! Left out, and why:
-//! * mount, umount2, pivot_root, chroot, fsopen and its family, open_tree, move_mount: the root is finished before
-//!   anything untrusted runs in it; only an escape needs to change it.
-//! * unshare, setns, and clone with a namespace flag; clone3, whose flags a filter cannot see (ENOSYS: C libraries then
-//!   use clone): a new user namespace gives back every capability inside it, and with it most of the kernel's attack surface.
-//!   A zygote needs clone3 to start a process in a slot's cgroup, and setns to enter the slot. It holds no capability for a new
-//!   namespace, and what keeps it from a new user namespace is its root ([`crate::plan::Step::CoverRoot`]).
-//! * ptrace, process_vm_*, pidfd_getfd, kcmp: no debugging of neighbours.
-//! * bpf, perf_event_open, userfaultfd, io_uring: large and often exploited parts of the kernel. io_uring also
-//!   performs calls that no filter sees.
-//! * keyctl and its family: keyrings are not namespaced. init_module, kexec, reboot, swapon, quotactl, acct, syslog,
-//!   settimeofday and clock_settime: the machine's own.
-//! * open_by_handle_at: opens by inode, past every mount. name_to_handle_at goes with it.
-//! * socket: UNIX and internet families without raw sockets; no packet, netlink, vsock or any other family.
+//! What is not listed fails: see [`left_out`] for which call, how, and why. Of what is listed some arguments are refused with EPERM:
+//! * clone with a flag for a new namespace; see there.
+//! * socket: other families than UNIX and the internet's, raw sockets, other protocols than TCP and UDP. No packet, netlink, vsock:
+//!   each is a large part of the kernel.
 //! * ioctl TIOCSTI and TIOCLINUX: type into the terminal that `sock run` was started from.
 //! * setsockopt of SO_LINGER: whoever is passed such a socket, or only throws it away, waits in close(2), and the platform's
 //!   own sockets can pass one. Of netfilter, xfrm and multicast routing, and the ioctls that set up interfaces, routes and
 //!   bridges: a zygote's child has every capability in its slot for a moment, and these are large parts of the kernel.
-//! * signals that stop, to a process: one that the platform waits for would never answer. (job control's keys still work)
-//! * sockets of other protocols than TCP and UDP.
+//! * signals that stop, to a process, and fcntl F_SETSIG, which chooses one: what the platform waits for would never answer.
+//!   (job control's keys still work)
 //! * personality other than Linux's own: switches off address space randomisation.
+//!
+//! Calls are listed by name and found by number for either architecture, see [`Architecture`]. Numbers of arguments are the same on both.
+
+/// Names of system calls, which [`numbers`] has the numbers of.
+macro_rules! names {
+    ($($name:ident)*) => { &[$(stringify!($name)),*] };
+}
+
+mod left_out;
+mod numbers;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use crate::bpf::{Program, Test, Verdict, compile};
+use left_out::{FAMILIES, Family};
+use numbers::NUMBERS;
 
 /// Who the filter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -44,102 +43,100 @@ pub enum Role {
     Strict,
 }
 
-#[cfg(target_arch = "x86_64")]
-const AUDIT_ARCH: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const AUDIT_ARCH: u32 = 0xc000_00b7;
-
-macro_rules! numbers {
-    ($($name:ident)*) => { &[$(libc::$name as u32),*] };
+/// Whose numbers a filter is for. The kernel's linux/audit.h
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// Of Intel and AMD.
+    X86_64,
+    /// Of Arm.
+    Aarch64,
 }
 
-const PLAIN: &[u32] = numbers![
+impl Architecture {
+    /// What this program was built for.
+    #[cfg(target_arch = "x86_64")]
+    pub const NATIVE: Self = Self::X86_64;
+    /// What this program was built for.
+    #[cfg(target_arch = "aarch64")]
+    pub const NATIVE: Self = Self::Aarch64;
+
+    fn audit(self) -> u32 {
+        match self {
+            Self::X86_64 => 0xc000_003e,
+            Self::Aarch64 => 0xc000_00b7,
+        }
+    }
+
+    /// The number of a system call, if there is such a call.
+    pub fn number(self, name: &str) -> Option<u32> {
+        let at = NUMBERS.binary_search_by_key(&name, |(name, ..)| name).ok()?;
+        let (_, x86_64, aarch64) = NUMBERS[at];
+        match self {
+            Self::X86_64 => x86_64,
+            Self::Aarch64 => aarch64,
+        }
+    }
+}
+
+const PLAIN: &[&str] = names![
     // Files.
-    SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2
-    SYS_openat SYS_openat2 SYS_close SYS_close_range SYS_lseek SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs
-    SYS_faccessat SYS_faccessat2 SYS_readlinkat SYS_getdents64 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2
-    SYS_linkat SYS_symlinkat SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_utimensat SYS_truncate SYS_ftruncate
-    SYS_fallocate SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_fadvise64 SYS_readahead SYS_copy_file_range
-    SYS_sendfile SYS_splice SYS_tee SYS_vmsplice SYS_flock SYS_fcntl SYS_dup SYS_dup3 SYS_pipe2 SYS_umask SYS_chdir
-    SYS_fchdir SYS_getcwd SYS_memfd_create SYS_getxattr SYS_lgetxattr SYS_fgetxattr SYS_listxattr SYS_llistxattr
-    SYS_flistxattr SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch
+    read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 openat openat2 close close_range
+    lseek fstat newfstatat statx statfs fstatfs faccessat faccessat2 readlinkat getdents64 mkdirat unlinkat
+    renameat renameat2 linkat symlinkat fchmod fchmodat fchown fchownat utimensat truncate ftruncate fallocate
+    fsync fdatasync sync_file_range fadvise64 readahead copy_file_range sendfile splice tee vmsplice flock
+    fcntl dup dup3 pipe2 umask chdir fchdir getcwd memfd_create getxattr lgetxattr fgetxattr listxattr
+    llistxattr flistxattr inotify_init1 inotify_add_watch inotify_rm_watch
     // Memory.
-    SYS_mmap SYS_munmap SYS_mprotect SYS_mremap SYS_madvise SYS_brk SYS_msync SYS_mincore SYS_mlock SYS_munlock
-    SYS_mlock2 SYS_mlockall SYS_munlockall SYS_membarrier SYS_pkey_alloc SYS_pkey_free SYS_pkey_mprotect
-    SYS_get_mempolicy SYS_set_mempolicy SYS_mbind
+    mmap munmap mprotect mremap madvise brk msync mincore mlock munlock mlock2 mlockall munlockall membarrier
+    pkey_alloc pkey_free pkey_mprotect get_mempolicy set_mempolicy mbind
     // Processes and threads.
-    SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_getpid SYS_getppid SYS_gettid SYS_getpgid
-    SYS_setpgid SYS_getsid SYS_setsid SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid
-    SYS_getgroups SYS_capget SYS_getrlimit SYS_setrlimit SYS_prlimit64 SYS_getrusage SYS_times SYS_set_tid_address
-    SYS_set_robust_list SYS_get_robust_list SYS_rseq SYS_futex SYS_sched_yield SYS_sched_getaffinity
-    SYS_sched_setaffinity SYS_sched_getparam SYS_sched_getscheduler SYS_sched_get_priority_max
-    SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getpriority SYS_setpriority SYS_getcpu SYS_prctl
-    SYS_pidfd_open SYS_pidfd_send_signal SYS_seccomp SYS_uname SYS_sysinfo SYS_getrandom
+    execve execveat exit exit_group wait4 waitid getpid getppid gettid getpgid setpgid getsid setsid getuid
+    geteuid getgid getegid getresuid getresgid getgroups capget getrlimit setrlimit prlimit64 getrusage times
+    set_tid_address set_robust_list get_robust_list rseq futex sched_yield sched_getaffinity sched_setaffinity
+    sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min sched_rr_get_interval
+    getpriority setpriority getcpu prctl pidfd_open pidfd_send_signal seccomp uname sysinfo getrandom
     // Further confinement of its own.
-    SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
+    landlock_create_ruleset landlock_add_rule landlock_restrict_self
     // Signals.
-    SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigpending
-    SYS_rt_sigtimedwait SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_rt_sigsuspend SYS_sigaltstack SYS_signalfd4
-    SYS_restart_syscall
+    kill tkill tgkill rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigqueueinfo
+    rt_tgsigqueueinfo rt_sigsuspend sigaltstack signalfd4 restart_syscall
     // Time.
-    SYS_clock_gettime SYS_clock_getres SYS_clock_nanosleep SYS_nanosleep SYS_gettimeofday SYS_getitimer SYS_setitimer
-    SYS_timer_create SYS_timer_settime SYS_timer_gettime SYS_timer_getoverrun SYS_timer_delete SYS_timerfd_create
-    SYS_timerfd_settime SYS_timerfd_gettime
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday getitimer setitimer timer_create
+    timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime
     // Waiting.
-    SYS_ppoll SYS_pselect6 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2
+    ppoll pselect6 epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 eventfd2
     // Sockets; the family is looked at below.
-    SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname SYS_getpeername SYS_sendto SYS_recvfrom
-    SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_shutdown SYS_getsockopt SYS_setsockopt
+    bind listen accept accept4 connect getsockname getpeername sendto recvfrom sendmsg recvmsg sendmmsg
+    recvmmsg shutdown getsockopt setsockopt
     // IPC, all within the container's own namespace.
-    SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semctl SYS_semtimedop SYS_msgget SYS_msgsnd
-    SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify
-    SYS_mq_getsetattr
+    shmget shmat shmdt shmctl semget semop semctl semtimedop msgget msgsnd msgrcv msgctl mq_open mq_unlink
+    mq_timedsend mq_timedreceive mq_notify mq_getsetattr
 ];
 
-#[cfg(target_arch = "x86_64")]
-const PLAIN_OF_ARCHITECTURE: &[u32] = numbers![
-    SYS_open SYS_creat SYS_stat SYS_lstat SYS_access SYS_readlink SYS_getdents SYS_mkdir SYS_rmdir SYS_unlink
-    SYS_rename SYS_link SYS_symlink SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_dup2
-    SYS_pipe SYS_fork SYS_vfork SYS_getpgrp SYS_time SYS_poll SYS_select SYS_epoll_create SYS_epoll_wait
-    SYS_epoll_pwait SYS_eventfd SYS_signalfd SYS_inotify_init SYS_alarm SYS_pause SYS_arch_prctl
+/// Older forms, which aarch64 never had.
+const PLAIN_OF_X86_64: &[&str] = names![
+    open creat stat lstat access readlink getdents mkdir rmdir unlink rename link symlink chmod chown lchown
+    utime utimes futimesat dup2 pipe fork vfork getpgrp time poll select epoll_create epoll_wait epoll_pwait
+    eventfd signalfd inotify_init alarm pause arch_prctl
 ];
-#[cfg(target_arch = "aarch64")]
-const PLAIN_OF_ARCHITECTURE: &[u32] = &[];
-
-/// Known and refused with EPERM, see the list in the module's documentation.
-const REFUSED: &[u32] = numbers![
-    SYS_mount SYS_umount2 SYS_pivot_root SYS_chroot SYS_fsopen SYS_fsconfig SYS_fsmount SYS_fspick SYS_open_tree
-    SYS_move_mount SYS_mount_setattr SYS_unshare SYS_setns SYS_ptrace SYS_process_vm_readv SYS_process_vm_writev
-    SYS_process_madvise SYS_pidfd_getfd SYS_kcmp SYS_bpf SYS_perf_event_open SYS_userfaultfd SYS_io_uring_setup
-    SYS_io_uring_enter SYS_io_uring_register SYS_keyctl SYS_add_key SYS_request_key SYS_init_module
-    SYS_finit_module SYS_delete_module SYS_kexec_load SYS_reboot SYS_swapon SYS_swapoff SYS_quotactl SYS_acct
-    SYS_syslog SYS_settimeofday SYS_clock_settime SYS_clock_adjtime SYS_adjtimex SYS_open_by_handle_at
-    SYS_name_to_handle_at SYS_sethostname SYS_setdomainname SYS_mknodat SYS_setuid SYS_setgid SYS_setreuid
-    SYS_setregid SYS_setresuid SYS_setresgid SYS_setfsuid SYS_setfsgid SYS_setgroups SYS_capset SYS_setxattr
-    SYS_lsetxattr SYS_fsetxattr SYS_removexattr SYS_lremovexattr SYS_fremovexattr SYS_vhangup
-    SYS_fanotify_init SYS_lookup_dcookie SYS_nfsservctl SYS_migrate_pages SYS_move_pages SYS_sched_setscheduler
-    SYS_sched_setparam SYS_sched_setattr SYS_ioprio_set
-];
-
 /// What takes a zygote's child into a slot.
-const ENTER_AND_DROP: &[u32] =
-    numbers![SYS_clone3 SYS_setns SYS_setgroups SYS_setresuid SYS_setresgid SYS_capset];
+const ENTER_AND_DROP: &[&str] = names![
+    clone3 setns setgroups setresuid setresgid capset
+];
 
 /// Denied to `strict`: IPC of System V and POSIX, memory without a file's name, pinned and placed memory, pipes without
 /// copies, watches, other processes' priorities and processors, signals with data.
-const NOT_STRICT: &[u32] = numbers![
-    SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semctl SYS_semtimedop SYS_msgget SYS_msgsnd
-    SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify
-    SYS_mq_getsetattr SYS_memfd_create SYS_execveat SYS_mlock SYS_mlock2 SYS_mlockall SYS_munlock SYS_munlockall
-    SYS_pkey_alloc SYS_pkey_free SYS_pkey_mprotect SYS_set_mempolicy SYS_mbind SYS_splice SYS_tee SYS_vmsplice
-    SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch SYS_setpriority SYS_sched_setaffinity
-    SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_pidfd_send_signal SYS_pidfd_open
+const NOT_STRICT: &[&str] = names![
+    shmget shmat shmdt shmctl semget semop semctl semtimedop msgget msgsnd msgrcv msgctl mq_open mq_unlink
+    mq_timedsend mq_timedreceive mq_notify mq_getsetattr memfd_create execveat mlock mlock2 mlockall munlock
+    munlockall pkey_alloc pkey_free pkey_mprotect set_mempolicy mbind splice tee vmsplice inotify_init1
+    inotify_add_watch inotify_rm_watch setpriority sched_setaffinity rt_sigqueueinfo rt_tgsigqueueinfo
+    pidfd_send_signal pidfd_open
 ];
 
-const INIT: &[u32] = numbers![
-    SYS_wait4 SYS_waitid SYS_read SYS_write SYS_sendto SYS_sendmsg SYS_close SYS_rt_sigreturn SYS_rt_sigprocmask
-    SYS_rt_sigtimedwait SYS_rt_sigaction SYS_ppoll SYS_exit SYS_exit_group SYS_restart_syscall SYS_munmap SYS_madvise
-    SYS_mmap SYS_brk SYS_futex SYS_getpid SYS_gettid SYS_sigaltstack
+const INIT: &[&str] = names![
+    wait4 waitid read write sendto sendmsg close rt_sigreturn rt_sigprocmask rt_sigtimedwait rt_sigaction
+    ppoll exit exit_group restart_syscall munmap madvise mmap brk futex getpid gettid sigaltstack
 ];
 
 /// fcntl(2); not in every libc.
@@ -168,21 +165,18 @@ const NEW_NAMESPACE: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWCGROUP) as u32;
 
-/// The table behind the filter of `role`: also what the documentation and the snapshot show.
-pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
+/// The table behind the filter of `role`, by names: what is not in it is answered with ENOSYS.
+pub fn table(role: Role) -> BTreeMap<&'static str, Verdict> {
     if role == Role::Init {
-        return INIT.iter().map(|&number| (number, Verdict::Allow)).collect();
+        return INIT.iter().map(|&name| (name, Verdict::Allow)).collect();
     }
     let mut table = BTreeMap::new();
-    for &number in REFUSED {
-        table.insert(number, Verdict::Errno(libc::EPERM as u16));
+    for Family { answer, calls, .. } in FAMILIES {
+        table.extend(calls.iter().map(|&name| (name, answer.clone())));
     }
-    for &number in PLAIN.iter().chain(PLAIN_OF_ARCHITECTURE) {
-        table.insert(number, Verdict::Allow);
-    }
+    table.extend(PLAIN.iter().chain(PLAIN_OF_X86_64).map(|&name| (name, Verdict::Allow)));
     let refuse = |tests| Verdict::If(tests, libc::EPERM as u16);
-    table.insert(libc::SYS_clone as u32, refuse(vec![Test::NoBits { argument: 0, bits: NEW_NAMESPACE }]));
-    table.insert(libc::SYS_clone3 as u32, Verdict::Errno(libc::ENOSYS as u16));
+    table.insert("clone", refuse(vec![Test::NoBits { argument: 0, bits: NEW_NAMESPACE }]));
     let (unix, inet, inet6) = (libc::AF_UNIX as u32, libc::AF_INET as u32, libc::AF_INET6 as u32);
     // Above the type's four bits are SOCK_CLOEXEC and SOCK_NONBLOCK.
     let kinds = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].map(|kind| kind as u32).to_vec();
@@ -191,43 +185,55 @@ pub fn table(role: Role) -> BTreeMap<u32, Verdict> {
     let families = Test::OneOf { argument: 0, mask: u32::MAX, values };
     let usual = [0, libc::IPPROTO_TCP as u32, libc::IPPROTO_UDP as u32].to_vec();
     let protocol = Test::OneOf { argument: 2, mask: u32::MAX, values: usual };
-    table.insert(libc::SYS_socket as u32, refuse(vec![families, kind.clone(), protocol]));
+    table.insert("socket", refuse(vec![families, kind.clone(), protocol]));
     let local = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![unix] };
-    table.insert(libc::SYS_socketpair as u32, refuse(vec![local, kind]));
+    table.insert("socketpair", refuse(vec![local, kind]));
     let mut setting = vec![libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
     setting.extend(SET_UP_NETWORKS);
-    table.insert(libc::SYS_ioctl as u32, refuse(vec![Test::NoneOf { argument: 1, values: setting }]));
+    table.insert("ioctl", refuse(vec![Test::NoneOf { argument: 1, values: setting }]));
     let lingering = (1, vec![libc::SOL_SOCKET as u32]);
     let linger = Test::NotBoth { first: lingering, second: (2, vec![libc::SO_LINGER as u32]) };
     let levels = (1, vec![libc::IPPROTO_IP as u32, libc::IPPROTO_IPV6 as u32]);
     let tables = Test::NotBoth { first: levels, second: (2, TABLES.to_vec()) };
-    table.insert(libc::SYS_setsockopt as u32, refuse(vec![linger, tables]));
+    table.insert("setsockopt", refuse(vec![linger, tables]));
     let stopping: Vec<u32> =
         [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].map(|signal| signal as u32).to_vec();
-    for (number, argument) in [
-        (libc::SYS_kill, 1),
-        (libc::SYS_tkill, 1),
-        (libc::SYS_tgkill, 2),
-        (libc::SYS_rt_sigqueueinfo, 1),
-        (libc::SYS_rt_tgsigqueueinfo, 2),
-        (libc::SYS_pidfd_send_signal, 1),
+    for (name, argument) in [
+        ("kill", 1),
+        ("tkill", 1),
+        ("tgkill", 2),
+        ("rt_sigqueueinfo", 1),
+        ("rt_tgsigqueueinfo", 2),
+        ("pidfd_send_signal", 1),
     ] {
         let test = Test::NoneOf { argument, values: stopping.clone() };
-        table.insert(number as u32, refuse(vec![test]));
+        table.insert(name, refuse(vec![test]));
     }
     // A signal of the caller's choice, when something can be read.
     let by_descriptor = Test::NoneOf { argument: 1, values: vec![F_SETSIG] };
-    table.insert(libc::SYS_fcntl as u32, refuse(vec![by_descriptor]));
+    table.insert("fcntl", refuse(vec![by_descriptor]));
     // 0 is Linux; all ones asks which it is.
     let own = Test::OneOf { argument: 0, mask: u32::MAX, values: vec![0, u32::MAX] };
-    table.insert(libc::SYS_personality as u32, refuse(vec![own]));
+    table.insert("personality", refuse(vec![own]));
     if role == Role::Strict {
-        table.extend(NOT_STRICT.iter().map(|&number| (number, Verdict::Errno(libc::EPERM as u16))));
+        table.extend(NOT_STRICT.iter().map(|&name| (name, Verdict::Errno(libc::EPERM as u16))));
     }
     if role == Role::Zygote {
-        table.extend(ENTER_AND_DROP.iter().map(|&number| (number, Verdict::Allow)));
+        table.extend(ENTER_AND_DROP.iter().map(|&name| (name, Verdict::Allow)));
     }
     table
+}
+
+/// Why nobody may make the call `name`; `None` if somebody may.
+pub fn reason(name: &str) -> Option<&'static str> {
+    FAMILIES.iter().find(|family| family.calls.contains(&name)).map(|family| family.why)
+}
+
+/// The filter of `role` for `architecture`.
+fn program(role: Role, architecture: Architecture) -> Program {
+    let numbered = table(role).into_iter();
+    let numbered = numbered.filter_map(|(name, verdict)| Some((architecture.number(name)?, verdict)));
+    compile(architecture.audit(), &numbered.collect(), Verdict::Errno(libc::ENOSYS as u16))
 }
 
 /// The compiled filter of `role`, compiled once.
@@ -242,7 +248,7 @@ pub fn filter(role: Role) -> &'static Program {
 }
 
 fn compiled(role: Role) -> Program {
-    compile(AUDIT_ARCH, &table(role), Verdict::Errno(libc::ENOSYS as u16))
+    program(role, Architecture::NATIVE)
 }
 
 /// Compiles the filters now, so that processes that are forked later have them.
@@ -253,49 +259,4 @@ pub(crate) fn compile_ahead(roles: &[Role]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_zygote_may_what_an_instance_may_and_fork_into_a_slot() {
-        let (instance, zygote) = (table(Role::Instance), table(Role::Zygote));
-        let more: Vec<u32> = zygote.keys().filter(|n| instance.get(n) != zygote.get(n)).copied().collect();
-        let mut expected = ENTER_AND_DROP.to_vec();
-        expected.sort_unstable();
-        assert_eq!(more, expected);
-    }
-
-    #[test]
-    fn what_is_refused_is_not_allowed_elsewhere() {
-        let both: Vec<u32> = REFUSED
-            .iter()
-            .filter(|n| PLAIN.contains(n) || PLAIN_OF_ARCHITECTURE.contains(n))
-            .copied()
-            .collect();
-        assert_eq!(both, Vec::<u32>::new());
-    }
-
-    #[test]
-    fn strict_allows_nothing_that_lean_does_not() {
-        let (lean, strict) = (table(Role::Instance), table(Role::Strict));
-        let allowed = |verdict: &Verdict| matches!(verdict, Verdict::Allow | Verdict::If(..));
-        assert!(strict.iter().filter(|(_, verdict)| allowed(verdict)).all(|(n, _)| allowed(&lean[n])));
-        let lost = lean.iter().filter(|(n, verdict)| allowed(verdict) && !allowed(&strict[n])).count();
-        assert_eq!(lost, NOT_STRICT.len());
-    }
-
-    #[test]
-    fn the_filters_fit_the_kernel() {
-        for role in [Role::Instance, Role::Zygote, Role::Init, Role::Strict] {
-            assert!(filter(role).len() < libc::BPF_MAXINSNS as usize, "{role:?}");
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn table_of_an_instance_x86_64() {
-        let lines: Vec<String> =
-            table(Role::Instance).iter().map(|(number, verdict)| format!("{number} {verdict:?}")).collect();
-        insta::assert_snapshot!(lines.join("\n"));
-    }
-}
+mod tests;

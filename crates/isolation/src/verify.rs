@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::error::{Context, SysResult};
 use crate::sys;
@@ -109,6 +109,14 @@ pub(crate) fn resident(pid: Pid) -> u64 {
     let fields = fields(&text);
     let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
     bytes("RssAnon") + bytes("RssShmem")
+}
+
+/// All that is resident of a process, with the files that it maps, bytes: never less than [`resident`], and asked for in a
+/// tenth of the time. 0 when it is gone.
+pub(crate) fn resident_at_most(pid: Pid) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64)
 }
 
 /// The private memory of a process with its share of what others share with it, bytes; 0 when it is gone.

@@ -3,6 +3,7 @@
 //! * [`start`]: zygotes and single commands;
 //! * [`forks`]: a zygote's pool of slots made ahead, spares in some of them, and instances out of both;
 //! * [`inspect`]: what is looked at from outside, which is only what the kernel says of a slot;
+//! * [`watch`]: what is looked at again and again, where the kernel does not keep limits of memory;
 //! * [`end`]: how each of them goes.
 //!
 //! Nothing here waits: a turn of the loop takes one event or one request, and what it has to say is sent at its end.
@@ -11,6 +12,7 @@ mod end;
 mod forks;
 mod inspect;
 mod start;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +27,7 @@ use nix::sys::stat::Mode;
 
 use super::wire::{self, Counts, Files, InstanceId, MAX_MESSAGE, Reply, Request, ZygoteId};
 use crate::builder::Made;
-use crate::cgroup::Limits;
+use crate::cgroup::{Activity, Limits};
 use crate::error::{Context, SysResult};
 use crate::host::{Ground, Host};
 use crate::ids::{Pair, Pairs};
@@ -34,6 +36,7 @@ use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::{sys, verify};
 use end::Dying;
 use start::Building;
+use watch::Watched;
 
 /// What the launcher is started with.
 #[derive(Debug)]
@@ -78,6 +81,8 @@ struct Spare {
 struct Zygote {
     block: u32,
     pairs: Pairs,
+    /// Of its own processes.
+    limits: Limits,
     init: Option<Slot>,
     fork_channel: OwnedFd,
     spares: VecDeque<Spare>,
@@ -109,6 +114,7 @@ impl Zygote {
         Self {
             block,
             pairs: Pairs::default(),
+            limits: Limits::default(),
             init: None,
             fork_channel,
             spares: VecDeque::new(),
@@ -155,7 +161,10 @@ struct Server {
     zygotes: BTreeMap<ZygoteId, Zygote>,
     instances: BTreeMap<InstanceId, Instance>,
     dying: HashMap<u64, Dying>,
-    watched: Instant,
+    /// When [`Server::watch`] last ran, and what it remembers: whether any container ran, and each by its number.
+    looked: Instant,
+    activity: Activity,
+    watched: HashMap<u64, Watched>,
     /// Zygotes whose pools are to be refilled in the next lull.
     wanting: BTreeSet<ZygoteId>,
     refilled: Instant,
@@ -167,6 +176,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
     // Opened here: a descriptor from before the host's mount namespace would lead to mounts that cannot be cloned.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let data = nix::fcntl::open(&options.data, flags, Mode::empty()).call_on("open", &options.data)?;
+    let activity = host.hierarchy.activity();
     let mut server = Server {
         host,
         options,
@@ -180,7 +190,9 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         zygotes: BTreeMap::new(),
         instances: BTreeMap::new(),
         dying: HashMap::new(),
-        watched: Instant::now(),
+        looked: Instant::now(),
+        activity,
+        watched: HashMap::new(),
         wanting: BTreeSet::new(),
         refilled: Instant::now(),
     };
@@ -192,7 +204,8 @@ impl Server {
     fn run(&mut self) -> SysResult<()> {
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
-            let watching = !self.host.has_controller("memory") && !self.instances.is_empty();
+            let watching = !self.host.has_controller("memory")
+                && (!self.instances.is_empty() || !self.zygotes.is_empty());
             let timeout = match (self.wanting.is_empty(), watching || self.has_dead()) {
                 (false, _) => PollTimeout::from(LULL.as_millis() as u8),
                 (true, true) => PollTimeout::from(WATCH.as_millis() as u8),
@@ -227,7 +240,7 @@ impl Server {
                 }
                 self.take(&buffer[..length]);
             }
-            if watching && self.watched.elapsed() >= WATCH {
+            if watching && self.looked.elapsed() >= WATCH {
                 self.watch();
             }
             self.send_answers()?;
@@ -280,7 +293,14 @@ impl Server {
         let later = |()| None;
         match request {
             Request::AddView { view, layers } => self.add_view(&view, &layers).map(done),
-            Request::StartZygote(start) => self.start_zygote(id, start).map(later),
+            Request::StartZygote(start) => {
+                let (zygote, limits) = (start.zygote, start.command.limits);
+                self.start_zygote(id, start)?;
+                if let Some(state) = self.zygotes.get_mut(&zygote) {
+                    state.limits = limits;
+                }
+                Ok(None)
+            }
             Request::StopZygote { zygote } => self.stop_zygote(zygote).map(done),
             Request::KeepSpares { zygote, count } => self.keep_spares(zygote, count).map(done),
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(later),

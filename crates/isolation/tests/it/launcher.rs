@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
+use nix::poll::{PollFd, PollFlags};
 use sock_isolation::launcher::wire::{self, Answer, Counts, Files, Reply, Request, StartZygote};
 use sock_isolation::launcher::{server, socket_pair};
 use sock_isolation::process::Child;
@@ -18,6 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("launcher::what_fails_leaves_nothing", failures),
     ("launcher::a_message_that_is_no_request_is_refused", malformed),
     ("launcher::a_request_whose_slot_fails_is_answered_once", slot_fails),
+    ("launcher::an_instance_that_takes_too_much_memory_is_ended", instance_over),
+    ("launcher::a_zygote_that_takes_too_much_memory_is_ended", zygote_over),
     ("launcher::a_zygote_holds_no_capability_and_gets_none", zygote_without_rights),
 ];
 
@@ -178,6 +181,76 @@ fn slot_fails() -> Result<(), Failed> {
     fs::write(&bound, "max")?;
     assert!(matches!(launcher.call(fork())?, Ok(Reply::Instance { .. })));
     assert_eq!(launcher.counts()?.instances, 1);
+    launcher.stop()
+}
+
+/// Takes as much memory, in MiB, as it is told by its descriptor 3, for two processes to share: no limit of one process keeps that.
+const TAKES: &str = r"
+import mmap, os
+end = []
+while True:
+    word = os.read(3, 16)
+    if not word:
+        os._exit(0)
+    end.append(mmap.mmap(-1, int(word) << 20))
+    for page in range(0, len(end[-1]), 4096):
+        end[-1][page] = 1
+    os.write(3, b'taken')
+";
+
+fn takes(role: Role, memory: u64) -> Command {
+    let limits = Limits { memory, ..Limits::default() };
+    Command { role, limits, ..command(&["/usr/bin/python3", "-I", "-S", "-c", TAKES]) }
+}
+
+/// It was idle long enough to be looked at no more, and is within its limit at first.
+fn instance_over() -> Result<(), Failed> {
+    let mut launcher = Launcher::start(IdRange::default())?;
+    let command = takes(Role::Instance, 64 << 20);
+    launcher.send(Request::Execute { files: Files::default(), command })?;
+    let (answer, fds) = launcher.receive()?;
+    let Ok(Reply::Instance { instance, .. }) = answer.result else {
+        return Err(format!("{answer:?}").into());
+    };
+    launcher.send(Request::Check { instance })?;
+    launcher.receive()?.0.result?;
+    let (socket, mut said) = (&fds[0], [0; 16]);
+    for (more, taken) in [("32", true), ("48", false)] {
+        nix::poll::poll(&mut [], 400u16)?;
+        nix::unistd::write(socket, more.as_bytes())?;
+        // What it writes before it is looked at is no sign of life.
+        loop {
+            let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(nix::poll::poll(&mut wanted, 2000u16)?, 1, "nobody looks at it");
+            if nix::unistd::read(socket, &mut said)? == 0 || taken {
+                break;
+            }
+        }
+    }
+    match launcher.call(Request::Destroy { instance })? {
+        Ok(Reply::Destroyed { out_of_memory: true, .. }) => launcher.stop(),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn zygote_over() -> Result<(), Failed> {
+    let mut launcher = Launcher::start(IdRange::default())?;
+    let code = TAKES.replace("os.read(3, 16)", "os.read(4, 16)").replace("os.write(3,", "os.write(4,");
+    let command = Command {
+        argv: ["/usr/bin/python3", "-I", "-S", "-c", &code].map(String::from).into(),
+        ..takes(Role::Zygote, 64 << 20)
+    };
+    let start = StartZygote { zygote: 1, files: Files::default(), command, slots: 0 };
+    launcher.send(Request::StartZygote(start))?;
+    let (answer, fds) = launcher.receive()?;
+    assert_eq!(answer.result, Ok(Reply::Zygote));
+    let (control, mut said) = (&fds[0], [0; 16]);
+    nix::unistd::write(control, b"32")?;
+    nix::unistd::read(control, &mut said)?;
+    nix::poll::poll(&mut [], 400u16)?;
+    assert_eq!(launcher.counts()?.zygotes, 1);
+    nix::unistd::write(control, b"48")?;
+    launcher.empties()?;
     launcher.stop()
 }
 

@@ -1,9 +1,6 @@
 //! What is looked at from outside: whether an instance is confined, and what it uses.
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
-
-use nix::unistd::Pid;
 
 use super::{Instance, Server, io_text, text};
 use crate::cgroup::Usage;
@@ -51,26 +48,5 @@ impl Server {
             self.show(&instance.slot.ground, &files)?;
         }
         Ok(pidfd)
-    }
-
-    /// The watchdog on resident memory, for kernels that keep no such limit: kills what went over.
-    pub(super) fn watch(&mut self) {
-        self.watched = Instant::now();
-        for instance in self.instances.values_mut() {
-            let Some(checked) = &instance.checked else { continue };
-            let Ok(processes) = instance.slot.ground.group.processes() else { continue };
-            let others = processes.into_iter().filter(|pid| *pid != instance.slot.made.init);
-            let others: Vec<Pid> = others.collect();
-            let resident: u64 = others.iter().map(|pid| verify::resident(*pid)).sum();
-            // What it was forked with is the zygote's and shared with it.
-            let suspect = resident.saturating_sub(checked.resident) > instance.limits.memory;
-            // Pages that its own processes share were counted for each of them: the dear look divides them.
-            if suspect
-                && others.iter().map(|pid| verify::proportional(*pid)).sum::<u64>() > instance.limits.memory
-            {
-                instance.out_of_memory = true;
-                let _ = instance.slot.ground.group.kill();
-            }
-        }
     }
 }
