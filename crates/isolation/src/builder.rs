@@ -1,7 +1,7 @@
 //! The slot builder: a process of its own that makes containers ahead of need.
 //!
 //! ```text
-//! caller ── make(slot) ──▶ builder ── clone3 into the cgroup ──▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup namespace
+//! caller ── Make ────────▶ builder ── clone3 into the cgroup ──▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup namespace
 //!   ▲                         │  ▲      (for a zygote's slot: fork ─▶ helper, in the cgroup ─▶ maker, in the zygote's user
 //!   │                         │  │       and PID namespace ─ clone3 as its sibling ─▶ PID 1)
 //!   │                         │  └ proc of the new PID namespace, mounted from out here ─▶ PID 1
@@ -17,6 +17,9 @@
 //! lives in a PID namespace can make one beneath it. It clones PID 1 as its sibling, the helper's child; when the helper
 //! is gone, the builder inherits PID 1, being the subreaper in its own PID namespace (the maker's has another), and
 //! PID 1 dies with it.
+//!
+//! A zygote that is forked from another one starts in a container like any other, in which nobody can make a namespace. When it is
+//! in, and was looked at, the builder covers the root and lifts that limit ([`Ask::Open`]), by a child that enters.
 //!
 //! The builder runs no code of a container's and reads nothing but what the processes above send.
 
@@ -89,6 +92,16 @@ impl Order {
     }
 }
 
+/// What the builder is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// With the descriptors of an [`Order`].
+    Make(Make),
+    /// Others may be made in the container, whose one process is in it now: cover its root, then allow namespaces. With the user and
+    /// the mount namespace.
+    Open { slot: u64 },
+}
+
 /// What the builder has to say. With `Made` go the descriptors of a [`Made`]: namespaces if the spec has a `/var`, since
 /// nobody enters or checks one that has none, and the pidfd.
 #[derive(Debug, Serialize, Deserialize)]
@@ -100,6 +113,11 @@ pub(crate) enum FromBuilder {
     Failed {
         slot: u64,
         error: String,
+    },
+    /// See [`Ask::Open`].
+    Opened {
+        slot: u64,
+        error: Option<String>,
     },
     /// Every process of the container is gone.
     Ended {
@@ -133,6 +151,7 @@ pub(crate) struct Made {
 pub(crate) enum Event {
     Made { slot: u64, made: Made },
     Failed { slot: u64, error: String },
+    Opened { slot: u64, error: Option<String> },
     Ended { slot: u64, exit: Option<Exit> },
 }
 
@@ -179,8 +198,8 @@ impl Builder {
         let _ = waitpid(self.pid, None);
     }
 
-    pub(crate) fn make(&self, make: &Make, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
-        let text = serde_json::to_vec(make).map_err(|_| Errno::EINVAL).call("encode")?;
+    pub(crate) fn ask(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
+        let text = serde_json::to_vec(ask).map_err(|_| Errno::EINVAL).call("encode")?;
         sys::send(self.socket.as_fd(), &text, fds).call("sendmsg to the slot builder")
     }
 
@@ -198,6 +217,7 @@ impl Builder {
                 Event::Made { slot, made: Made { init: Pid::from_raw(init), pidfd, namespaces: fds } }
             }
             FromBuilder::Failed { slot, error } => Event::Failed { slot, error },
+            FromBuilder::Opened { slot, error } => Event::Opened { slot, error },
             FromBuilder::Ended { slot, exit } => Event::Ended { slot, exit },
         }))
     }

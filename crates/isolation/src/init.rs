@@ -58,8 +58,8 @@ pub struct Program {
 /// What there is in a container beside its PID 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Payload {
-    /// Nothing: a zygote's child comes later.
-    Nothing,
+    /// Nothing: a zygote's child comes later. So many process numbers are used up before, see [`skip`].
+    Later { skipped: u32 },
     /// A command that is started at once.
     Command(Command),
     /// A process that has given up everything and waits on its descriptor 0 for a [`Program`] to become, with the
@@ -180,10 +180,10 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     perform(birth.steps, &outside)?;
     drop(outside);
     match birth.payload {
-        Payload::Nothing => Ok(None),
+        Payload::Later { skipped } => skip(*skipped).map(|()| None),
         Payload::Command(command) => {
             if command.role == Role::Zygote {
-                skip_a_number()?;
+                skip(1)?;
             }
             let program = command.argv.first().map(String::as_str).unwrap_or_default();
             start(program, birth.fds, |_| become_command(command, birth.id())).map(Some)
@@ -202,11 +202,14 @@ fn hear(builder: &OwnedFd) -> SysResult<Vec<OwnedFd>> {
     }
 }
 
-/// Has a zygote be another number than its children are in their own namespaces: libraries notice by it that they were forked,
-/// and make their random numbers anew.
-fn skip_a_number() -> SysResult<()> {
-    let nobody = sys::fork(|| 0)?;
-    waitpid(nobody, None).map(drop).call("waitpid")
+/// Has a zygote be another number than its children are in their own namespaces, and than the zygote that it was forked from:
+/// libraries notice by it that they were forked, and make their random numbers anew.
+fn skip(numbers: u32) -> SysResult<()> {
+    for _ in 0..numbers {
+        let nobody = sys::fork(|| 0)?;
+        waitpid(nobody, None).call("waitpid")?;
+    }
+    Ok(())
 }
 
 /// Forks `body`; returns once it has closed what it is given, which an exec does too, or with the reason why it failed.

@@ -413,6 +413,14 @@ const NAMESPACES: [&str; 8] = [
     "user/max_time_namespaces",
 ];
 
+/// What a new user namespace has: as good as no limit.
+const ANY_NUMBER: u32 = i32::MAX as u32;
+
+/// Takes back what [`slot`] forbade, for a container in which others are to be made.
+pub fn allow_namespaces() -> Vec<Step> {
+    NAMESPACES.map(|name| Step::Sysctl { name, value: ANY_NUMBER }).into()
+}
+
 /// The template's empty directory.
 pub(crate) const EMPTY: &str = "/sock/empty";
 
@@ -572,6 +580,7 @@ mod tests {
         insta::assert_snapshot!("slot_paper", lines(&paper));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));
+        insta::assert_snapshot!("allow_namespaces", lines(&allow_namespaces()));
     }
 
     #[test]

@@ -186,6 +186,8 @@ pub struct InvokeHeader {
 pub struct ImportList {
     /// In this order.
     pub imports: Vec<crate::Import>,
+    /// Variables that it shall have besides those it has.
+    pub env: std::collections::BTreeMap<String, String>,
 }
 
 /// The handler is imported.

@@ -234,7 +234,7 @@ impl Zygotes {
 }
 
 async fn import(peer: &mut Peer, imports: &[Import]) -> Result<Facts, ZygoteError> {
-    let list = serde_json::to_vec(&ImportList { imports: imports.to_vec() })?;
+    let list = serde_json::to_vec(&ImportList { imports: imports.to_vec(), env: BTreeMap::new() })?;
     let exchange = async {
         peer.send(Kind::Import, &list).await?;
         peer.expect(Kind::Facts).await

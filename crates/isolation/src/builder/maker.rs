@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
@@ -16,7 +16,7 @@ use super::{Make, NAMESPACES, Order, PATIENCE, pair};
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
 use crate::init::{self, Birth, FromInit};
-use crate::plan::{Profile, Step};
+use crate::plan::{self, Profile, Step};
 use crate::sys;
 
 /// What it takes, from before the maker's root became the template.
@@ -29,9 +29,10 @@ impl Maker {
     /// In a process that still sees the host's proc.
     pub(crate) fn new() -> SysResult<Self> {
         let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let host_proc = open("/proc", directory, Mode::empty()).call_on("open", "/proc")?;
-        let own_pids = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .call_on("open", "/proc/self/ns/pid")?;
+        let host_proc = nix::fcntl::open("/proc", directory, Mode::empty()).call_on("open", "/proc")?;
+        let own_pids =
+            nix::fcntl::open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .call_on("open", "/proc/self/ns/pid")?;
         Ok(Self { host_proc, own_pids })
     }
 
@@ -235,6 +236,27 @@ impl Maker {
             WaitStatus::Exited(_, 0) => Ok(()),
             _ => Err(Errno::EIO).call("mount proc for a container"),
         }
+    }
+}
+
+/// Lets containers be made in the one that has this user and this mount namespace, by a child that enters both. Its process stays
+/// beneath the cover.
+pub(super) fn open(namespaces: &[OwnedFd]) -> SysResult<()> {
+    let [user, mounts] = namespaces else { return Err(Errno::EBADMSG).call("recvmsg") };
+    let opener = sys::fork(|| {
+        let enter = || {
+            let proc = sys::Filesystem::open(c"proc").and_then(|proc| proc.mount(0)).call("mount proc")?;
+            setns(mounts, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
+            perform(&[Step::CoverRoot], &Outside::default())?;
+            // What a sysctl of proc is about is the user namespace of whoever opens it.
+            setns(user, CloneFlags::CLONE_NEWUSER).call("setns user")?;
+            perform(&plan::allow_namespaces(), &Outside { proc_mount: Some(proc), var_mount: None })
+        };
+        exit_code(enter())
+    })?;
+    match waitpid(opener, None).call("waitpid")? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        _ => Err(Errno::EIO).call("open a container for others"),
     }
 }
 

@@ -15,8 +15,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::maker::{Maker, read_init};
-use super::{FromBuilder, MESSAGE, Make, Order, PATIENCE, pair};
+use super::maker::{self, Maker, read_init};
+use super::{Ask, FromBuilder, MESSAGE, Make, Order, PATIENCE, pair};
 use crate::error::{Context, SysResult};
 use crate::execute::{Outside, perform};
 use crate::init::FromInit;
@@ -128,11 +128,17 @@ impl Server {
                 if length == 0 {
                     return Ok(());
                 }
-                let make: Make =
-                    serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")?;
-                let slot = make.slot;
-                if let Err(error) = self.begin(make, fds) {
-                    self.tell(&FromBuilder::Failed { slot, error }, &[])?;
+                match serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")? {
+                    Ask::Make(make) => {
+                        let slot = make.slot;
+                        if let Err(error) = self.begin(make, fds) {
+                            self.tell(&FromBuilder::Failed { slot, error }, &[])?;
+                        }
+                    }
+                    Ask::Open { slot } => {
+                        let error = maker::open(&fds).err().map(|error| error.to_string());
+                        self.tell(&FromBuilder::Opened { slot, error }, &[])?;
+                    }
                 }
             }
         }
