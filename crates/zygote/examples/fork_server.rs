@@ -130,7 +130,7 @@ fn function() -> Init {
         log_group: "/aws/lambda/half".into(),
         log_stream: "example".into(),
     };
-    Init { handler: "half.handler".into(), env: BTreeMap::new(), function }
+    Init { handler: "half.handler".into(), env: BTreeMap::new(), function, tell: false }
 }
 
 /// The other end of a process's socket and log.

@@ -336,15 +336,6 @@ def keep_path():
     instance.path_after[:] = [entry for entry in sys.path[first:] if entry not in known]
 
 
-def file_of(module):
-    """Not by getattr(), at which a lazy module would load."""
-    try:
-        file = object.__getattribute__(module, "__dict__").get("__file__")
-    except AttributeError:
-        file = None
-    return file if isinstance(file, str) else ""
-
-
 def import_all(imports):
     """Imports, and tells what the sharing rule needs to know about it."""
     global safe
@@ -369,7 +360,7 @@ def import_all(imports):
     watch_children()
     after_fork.settle(open_before)
     gc.freeze()
-    files = [file_of(module) for module in list(sys.modules.values())]
+    files = [instance.file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
     return {
         "imported": sorted({name for name in sys.modules if isinstance(name, str)} - set(baseline)),
@@ -380,6 +371,7 @@ def import_all(imports):
         "threads": strangers,
         "safe": safe,
         "errors": errors,
+        "costs": {name: cost for name, cost in recorder.costs.items() if name in sys.modules},
         "baseline": baseline,
     }
 

@@ -52,7 +52,7 @@ impl Prepared {
         let limits = Limits { memory: u64::from(function.memory_mb) << 20, cpu_millis, ..Limits::default() };
         let candidate = Candidate { lock, env: env.clone(), own };
         let view = view.map(|view| view.id.to_string());
-        let init = Init { handler: function.handler.clone(), env, function: info };
+        let init = Init { handler: function.handler.clone(), env, function: info, tell: false };
         Self { function, candidate, imports, init, limits, view }
     }
 
