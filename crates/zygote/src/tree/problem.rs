@@ -1,0 +1,350 @@
+//! What a plan chooses from: wants and candidates as sets of small numbers, and which candidate may do what.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::bits::Bits;
+use super::{Cost, Costs, Import, Module, NodeSpec, Origin, Want, Wheel, Wheels};
+
+/// What is deployed and is not invoked counts as one start an hour: enough for a node while there is room, nothing beside
+/// what was invoked lately.
+const FLOOR_RATE: f64 = 1.0 / 3600.0;
+
+/// Only the wants that have most to save take part in pairs: there are as many as a plan can look at in time, and packages that
+/// many functions have are found among them.
+pub(super) const PAIRED: usize = 24;
+
+/// A want in numbers. They stand in an order of their own, so that the order they came in does not matter.
+pub(super) struct Wanted<'a> {
+    pub(super) want: &'a Want,
+    /// Its index as the caller knows it.
+    pub(super) index: usize,
+    pub(super) rate: f64,
+    lock: Bits,
+    modules: Bits,
+}
+
+/// Modules of one wheel that the same wants import: no node needs to be told apart by them.
+struct Group<'a> {
+    wheel: Option<usize>,
+    names: Vec<&'a str>,
+    cost: Cost,
+}
+
+/// A node that there could be.
+pub(super) struct Candidate {
+    pub(super) spec: NodeSpec,
+    pub(super) exists: bool,
+    pub(super) cost: Cost,
+    /// For each want (by its place here) that it may serve and saves something: microseconds.
+    pub(super) saves: Vec<(usize, f64)>,
+    /// Candidates that it could be forked from, the best first.
+    pub(super) above: Vec<usize>,
+    /// Candidates that could be forked from it.
+    pub(super) below: Vec<usize>,
+    lock: Bits,
+    modules: Bits,
+}
+
+/// Wants, and candidates in an order in which whatever could be a parent comes first.
+pub(super) struct Problem<'a> {
+    pub(super) wants: Vec<Wanted<'a>>,
+    pub(super) candidates: Vec<Candidate>,
+    groups: Vec<Group<'a>>,
+    wheels: Vec<(&'a String, &'a Wheel)>,
+}
+
+/// Two candidates with the same of these are of the same use.
+type Use = (String, Option<String>, Bits, Bits);
+
+impl<'a> Problem<'a> {
+    pub(super) fn new(wants: &'a [Want], costs: &Costs, existing: &[NodeSpec]) -> Self {
+        let wants = in_order(wants);
+        let locked = wants.iter().flat_map(|(_, want)| &want.lock);
+        let wheels: Vec<_> = locked.collect::<BTreeSet<_>>().into_iter().collect();
+        let numbers: HashMap<_, _> =
+            wheels.iter().enumerate().map(|(number, wheel)| (*wheel, number)).collect();
+        let locks: Vec<BTreeMap<&str, usize>> =
+            wants.iter().map(|(_, want)| lock_of(want, &numbers)).collect();
+        let groups = groups(&wants, &locks, |wheel, name| {
+            let of_wheel = |wheel: usize| {
+                let (distribution, Wheel { sha256, .. }) = wheels[wheel];
+                Origin { distribution: distribution.clone(), sha256: sha256.clone() }
+            };
+            costs.of(&Module { origin: wheel.map(of_wheel), name: name.to_owned() })
+        });
+        let mut modules = vec![Bits::new(groups.len()); wants.len()];
+        for (group, (members, _)) in groups.iter().enumerate() {
+            members.iter().for_each(|place| modules[*place].insert(group));
+        }
+        let wanted = wants.iter().zip(modules).zip(&locks).map(|(((index, want), modules), locked)| {
+            let mut lock = Bits::new(wheels.len());
+            locked.values().for_each(|wheel| lock.insert(*wheel));
+            // The upper bound keeps what cannot be true from being all that counts.
+            let rate = want.rate.max(FLOOR_RATE).min(1e6);
+            Wanted { want, index: *index, rate, lock, modules }
+        });
+        let wanted = wanted.collect();
+        let groups = groups.into_iter().map(|(_, group)| group).collect();
+        let mut problem = Self { wants: wanted, candidates: Vec::new(), groups, wheels };
+        problem.find_candidates(&existing.iter().cloned().collect());
+        problem.relate();
+        problem
+    }
+
+    /// What a candidate is expected to import.
+    pub(super) fn modules(&self, candidate: &Candidate) -> BTreeSet<Module> {
+        let of_group = |group: usize| {
+            let Group { wheel, names, .. } = &self.groups[group];
+            let origin = wheel.map(|wheel| {
+                let (distribution, Wheel { sha256, .. }) = self.wheels[wheel];
+                Origin { distribution: distribution.clone(), sha256: sha256.clone() }
+            });
+            names.iter().map(move |name| Module { origin: origin.clone(), name: (*name).to_owned() })
+        };
+        candidate.modules.iter().flat_map(of_group).collect()
+    }
+
+    /// Whether `a` is the better parent: more time, then more memory that is shared.
+    pub(super) fn is_better_parent(&self, a: usize, b: usize) -> bool {
+        let [one, other] = [a, b].map(|index| &self.candidates[index].cost);
+        let by_time = one.micros.total_cmp(&other.micros);
+        by_time.then(one.bytes.total_cmp(&other.bytes)).then(b.cmp(&a)).is_gt()
+    }
+
+    fn find_candidates(&mut self, existing: &BTreeSet<NodeSpec>) {
+        let mut specs = BTreeMap::<NodeSpec, (Bits, Bits)>::new();
+        let mut add = |spec: NodeSpec, lock: Bits, modules: Bits| {
+            let known = specs.entry(spec).or_insert_with(|| (lock.clone(), modules.clone()));
+            // Two functions with the same imports, of which one has not run yet: the other one knows better.
+            if (known.1.len(), &known.1) < (modules.len(), &modules) {
+                *known = (lock, modules);
+            }
+        };
+        let nothing = || (Bits::new(self.wheels.len()), Bits::new(self.groups.len()));
+        for wanted in &self.wants {
+            let (no_lock, no_modules) = nothing();
+            add(NodeSpec::root(&wanted.want.runtime), no_lock, no_modules);
+            if let Some((spec, lock)) = self.own(wanted) {
+                add(spec, lock, wanted.modules.clone());
+            }
+        }
+        for spec in existing {
+            if let Some((lock, modules)) = self.of_existing(spec) {
+                add(spec.clone(), lock, modules);
+            }
+        }
+        let paired = self.paired();
+        for (at, a) in paired.iter().enumerate() {
+            for b in &paired[at + 1..] {
+                let (a, b) = (&self.wants[*a.min(b)], &self.wants[*a.max(b)]);
+                if let Some((spec, lock, modules)) = self.in_common(a, b) {
+                    add(spec, lock, modules);
+                }
+            }
+        }
+        let mut found = BTreeMap::<Use, NodeSpec>::new();
+        for (spec, (lock, modules)) in specs {
+            let of_use = (spec.runtime.clone(), spec.tenant.clone(), lock, modules);
+            // Of two of the same use, the one that exists is as good and is there.
+            if existing.contains(&spec) {
+                found.insert(of_use, spec);
+            } else {
+                found.entry(of_use).or_insert(spec);
+            }
+        }
+        let candidate = |((_, _, lock, modules), spec): (Use, NodeSpec)| {
+            let costs = modules.iter().map(|group| self.groups[group].cost);
+            let cost = costs.fold(Cost::default(), Cost::plus);
+            let (exists, saves) = (existing.contains(&spec), Vec::new());
+            Candidate { spec, exists, cost, saves, above: Vec::new(), below: Vec::new(), lock, modules }
+        };
+        let mut candidates: Vec<_> = found.into_iter().map(candidate).collect();
+        candidates.sort_by_key(|candidate| candidate.lock.len() + candidate.modules.len());
+        self.candidates = candidates;
+    }
+
+    /// The node that imports all that a want does, out of its whole lock: to the want itself it is sound whatever it looks up.
+    fn own(&self, wanted: &Wanted<'_>) -> Option<(NodeSpec, Bits)> {
+        if wanted.modules.is_empty() {
+            return None;
+        }
+        let Want { runtime, tenant, lock, imports, .. } = wanted.want;
+        let is_standard = wanted.modules.iter().all(|group| self.groups[group].wheel.is_none());
+        let (tenant, lock, bits) = if is_standard {
+            (None, Wheels::new(), Bits::new(self.wheels.len()))
+        } else {
+            (tenant.clone(), lock.clone(), wanted.lock.clone())
+        };
+        let spec = NodeSpec { runtime: runtime.clone(), tenant, lock, imports: imports.clone() };
+        (!spec.is_root()).then_some((spec, bits))
+    }
+
+    /// The node with all modules that both import from the same wheels.
+    fn in_common(&self, a: &Wanted<'_>, b: &Wanted<'_>) -> Option<(NodeSpec, Bits, Bits)> {
+        if a.want.runtime != b.want.runtime {
+            return None;
+        }
+        let (mut lock, mut modules) = (Bits::new(self.wheels.len()), Bits::new(self.groups.len()));
+        let mut names = BTreeSet::new();
+        for group in a.modules.intersection(&b.modules).iter() {
+            let of_group = &self.groups[group];
+            if let Some(wheel) = of_group.wheel {
+                if a.want.tenant != b.want.tenant {
+                    continue;
+                }
+                lock.insert(wheel);
+            }
+            modules.insert(group);
+            names.extend(&of_group.names);
+        }
+        let imports = imports_in_common(&names, &a.want.imports, &b.want.imports);
+        if imports.is_empty() {
+            return None;
+        }
+        let wheels = lock.iter().map(|wheel| self.wheels[wheel]);
+        let wheels: Wheels = wheels.map(|(name, wheel)| (name.clone(), wheel.clone())).collect();
+        let tenant = a.want.tenant.clone().filter(|_| !wheels.is_empty());
+        let runtime = a.want.runtime.clone();
+        Some((NodeSpec { runtime, tenant, lock: wheels, imports }, lock, modules))
+    }
+
+    /// What a node that is there has: all that every want imports which imports what the node does.
+    fn of_existing(&self, spec: &NodeSpec) -> Option<(Bits, Bits)> {
+        let has = |wanted: &&Wanted<'_>| {
+            let modules = &wanted.want.modules;
+            spec.may_serve(wanted.want)
+                && spec.imports.iter().all(|import| modules.contains_key(&import.module))
+        };
+        let sharing = self.wants.iter().filter(has).map(|wanted| &wanted.modules);
+        let shared = sharing.fold(None, |all: Option<Bits>, modules| {
+            Some(all.map_or_else(|| modules.clone(), |all| all.intersection(modules)))
+        })?;
+        let is_locked = |wheel: usize| {
+            let (name, wheel) = self.wheels[wheel];
+            spec.lock.get(name) == Some(wheel)
+        };
+        let (mut lock, mut modules) = (Bits::new(self.wheels.len()), Bits::new(self.groups.len()));
+        (0..self.wheels.len()).filter(|wheel| is_locked(*wheel)).for_each(|wheel| lock.insert(wheel));
+        let of_lock = |group: &usize| self.groups[*group].wheel.is_none_or(|wheel| lock.contains(wheel));
+        shared.iter().filter(of_lock).for_each(|group| modules.insert(group));
+        (!modules.is_empty() && !spec.is_root()).then_some((lock, modules))
+    }
+
+    /// The wants that take part in pairs: of those that are alike in all that matters for it, one.
+    fn paired(&self) -> Vec<usize> {
+        let value = |wanted: &Wanted<'_>| {
+            let micros: f64 = wanted.modules.iter().map(|group| self.groups[group].cost.micros).sum();
+            wanted.rate * micros
+        };
+        let mut by_value: Vec<_> = self.wants.iter().map(value).enumerate().collect();
+        by_value.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
+        let mut seen = BTreeSet::new();
+        by_value.retain(|(place, _)| {
+            let Wanted { want, modules, .. } = &self.wants[*place];
+            seen.insert((&want.runtime, &want.tenant, modules))
+        });
+        by_value.into_iter().take(PAIRED).map(|(place, _)| place).collect()
+    }
+
+    /// Which candidate serves whom, and which can be whose parent.
+    fn relate(&mut self) {
+        let micros: Vec<f64> = self.groups.iter().map(|group| group.cost.micros).collect();
+        for candidate in &mut self.candidates {
+            let compatible = self.wants.iter().enumerate().filter(|(_, wanted)| {
+                // The lock in numbers says no soonest.
+                candidate.lock.is_subset(&wanted.lock) && candidate.spec.may_serve(wanted.want)
+            });
+            let saved =
+                compatible.map(|(place, wanted)| (place, candidate.modules.weigh(&wanted.modules, &micros)));
+            candidate.saves = saved.filter(|(_, micros)| *micros > 0.0).collect();
+        }
+        let mut pairs = Vec::new();
+        for (child, of_child) in self.candidates.iter().enumerate() {
+            for (parent, of_parent) in self.candidates[..child].iter().enumerate() {
+                if of_parent.modules.is_subset(&of_child.modules)
+                    && of_parent.lock.is_subset(&of_child.lock)
+                    && of_parent.spec.runtime == of_child.spec.runtime
+                    && (of_parent.spec.lock.is_empty() || of_parent.spec.tenant == of_child.spec.tenant)
+                {
+                    pairs.push((parent, child));
+                }
+            }
+        }
+        for (parent, child) in pairs {
+            let place =
+                self.candidates[child].above.partition_point(|other| self.is_better_parent(*other, parent));
+            self.candidates[child].above.insert(place, parent);
+            self.candidates[parent].below.push(child);
+        }
+    }
+}
+
+/// In the order of what they are, with their indices.
+fn in_order(wants: &[Want]) -> Vec<(usize, &Want)> {
+    let mut wants: Vec<(usize, &Want)> = wants.iter().enumerate().collect();
+    wants.sort_by(|(_, a), (_, b)| {
+        let by_place = (&a.runtime, &a.tenant).cmp(&(&b.runtime, &b.tenant));
+        by_place
+            .then_with(|| a.imports.cmp(&b.imports))
+            .then_with(|| a.lock.cmp(&b.lock))
+            .then_with(|| a.modules.cmp(&b.modules))
+            .then_with(|| a.refused.cmp(&b.refused))
+            .then_with(|| a.rate.total_cmp(&b.rate))
+    });
+    wants
+}
+
+fn lock_of<'a>(want: &'a Want, numbers: &HashMap<(&String, &Wheel), usize>) -> BTreeMap<&'a str, usize> {
+    let numbered =
+        want.lock.iter().filter_map(|(name, wheel)| Some((name.as_str(), *numbers.get(&(name, wheel))?)));
+    numbered.collect()
+}
+
+/// Groups of modules, each with the places of the wants that import them.
+fn groups<'a>(
+    wants: &[(usize, &'a Want)],
+    locks: &[BTreeMap<&str, usize>],
+    cost: impl Fn(Option<usize>, &str) -> Cost,
+) -> Vec<(Vec<usize>, Group<'a>)> {
+    // Only looked up in, so its order does not matter.
+    let mut numbers = HashMap::<(Option<usize>, &str), usize>::new();
+    let mut modules: Vec<(Option<usize>, &str, Vec<usize>)> = Vec::new();
+    for (place, (_, want)) in wants.iter().enumerate() {
+        for (name, distribution) in &want.modules {
+            let wheel =
+                distribution.as_ref().map(|distribution| locks[place].get(distribution.as_str()).copied());
+            // Of a distribution that the lock has not: no node could import it.
+            let Some(wheel) = wheel.map_or(Some(None), |wheel| wheel.map(Some)) else { continue };
+            let number = *numbers.entry((wheel, name)).or_insert_with(|| {
+                modules.push((wheel, name, Vec::new()));
+                modules.len() - 1
+            });
+            modules[number].2.push(place);
+        }
+    }
+    let mut groups = BTreeMap::<(Option<usize>, Vec<usize>), Group<'a>>::new();
+    for (wheel, name, members) in modules {
+        let empty = || Group { wheel, names: Vec::new(), cost: Cost::default() };
+        let group = groups.entry((wheel, members)).or_insert_with(empty);
+        group.names.push(name);
+        group.cost = group.cost.plus(cost(wheel, name));
+    }
+    groups.into_iter().map(|((_, members), group)| (members, group)).collect()
+}
+
+/// The imports of both that lead to nothing but `common` modules, and the packages among those.
+fn imports_in_common(common: &BTreeSet<&str>, a: &[Import], b: &[Import]) -> Vec<Import> {
+    let packages = common.iter().filter(|name| !name.contains('.') && !name.starts_with('_'));
+    let mut imports: BTreeMap<&str, BTreeSet<&String>> =
+        packages.map(|name| (*name, BTreeSet::new())).collect();
+    for Import { module, names } in a.iter().chain(b).filter(|import| common.contains(import.module.as_str()))
+    {
+        let names = names.iter().filter(|name| common.contains(format!("{module}.{name}").as_str()));
+        imports.entry(module).or_default().extend(names);
+    }
+    let import = |(module, names): (&str, BTreeSet<&String>)| Import {
+        module: module.to_owned(),
+        names: names.into_iter().cloned().collect(),
+    };
+    imports.into_iter().map(import).collect()
+}
