@@ -30,6 +30,7 @@
 
 mod bits;
 mod costs;
+mod groups;
 mod grow;
 mod idle;
 mod problem;
@@ -131,7 +132,7 @@ pub struct Want {
     pub modules: BTreeMap<String, Option<String>>,
     /// New instances a second.
     pub rate: f64,
-    /// Nodes that the sharing rule refused them.
+    /// Nodes that the sharing rule refused them, or whose imports failed. They are not counted on again.
     pub refused: BTreeSet<NodeSpec>,
 }
 
@@ -223,12 +224,6 @@ pub struct Planned {
 /// Memory of a forked interpreter that has imported nothing: its heap's pages that reference counts touch, page tables, stack.
 pub const BASE_BYTES: f64 = 2e6;
 
-/// The tree that is worth most for `wants` within `budget`, as far as a greedy choice finds it.
-pub fn plan(wants: &[Want], costs: &Costs, budget: Budget, existing: &[NodeSpec]) -> Plan {
-    let problem = problem::Problem::new(wants, costs, existing);
-    grow::Tree::new(&problem, budget).grow().plan()
-}
-
 /// A node that is there, with what it says it imported.
 #[derive(Debug, Clone, Copy)]
 pub struct Grown<'a> {
@@ -236,6 +231,12 @@ pub struct Grown<'a> {
     pub spec: &'a NodeSpec,
     /// Its modules.
     pub modules: &'a BTreeSet<Module>,
+}
+
+/// The tree that is worth most for `wants` within `budget`, as far as a greedy choice finds it.
+pub fn plan(wants: &[Want], costs: &Costs, budget: Budget, existing: &[Grown<'_>]) -> Plan {
+    let problem = problem::Problem::new(wants, costs, existing);
+    grow::Tree::new(&problem, budget).grow().plan()
 }
 
 /// The best of `nodes` for `want`: of the compatible ones the one that saves most, among equals the one with fewer bytes.

@@ -139,7 +139,8 @@ impl Platform<'_> {
     /// Nodes with the places of their parents, parents first.
     fn tree(&self, nodes: usize) -> Vec<(NodeSpec, Option<usize>)> {
         let budget = Budget { bytes: self.world.options.budget * 1_000_000, nodes };
-        let existing: Vec<NodeSpec> = self.zygotes.keys().cloned().collect();
+        let existing = self.zygotes.iter().map(|(spec, zygote)| Grown { spec, modules: &zygote.modules });
+        let existing: Vec<_> = existing.collect();
         let plan = plan(&self.wants, &self.costs, budget, &existing);
         plan.nodes.into_iter().map(|node| (node.spec, node.parent)).collect()
     }

@@ -1,9 +1,10 @@
 //! What a plan chooses from: wants and candidates as sets of small numbers, and which candidate may do what.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bits::Bits;
-use super::{Cost, Costs, Import, Module, NodeSpec, Origin, Want, Wheel, Wheels};
+use super::groups::{Group, Numbered, Numeral, groups};
+use super::{Cost, Costs, Grown, Import, Module, NodeSpec, Want, Wheels};
 
 /// What is deployed and is not invoked counts as one start an hour: enough for a node while there is room, nothing beside
 /// what was invoked lately.
@@ -21,13 +22,6 @@ pub(super) struct Wanted<'a> {
     pub(super) rate: f64,
     lock: Bits,
     modules: Bits,
-}
-
-/// Modules of one wheel that the same wants import: no node needs to be told apart by them.
-struct Group<'a> {
-    wheel: Option<usize>,
-    names: Vec<&'a str>,
-    cost: Cost,
 }
 
 /// A node that there could be.
@@ -50,43 +44,31 @@ pub(super) struct Problem<'a> {
     pub(super) wants: Vec<Wanted<'a>>,
     pub(super) candidates: Vec<Candidate>,
     groups: Vec<Group<'a>>,
-    wheels: Vec<(&'a String, &'a Wheel)>,
+    wheels: Numbered<'a>,
 }
 
 /// Two candidates with the same of these are of the same use.
 type Use = (String, Option<String>, Bits, Bits);
 
 impl<'a> Problem<'a> {
-    pub(super) fn new(wants: &'a [Want], costs: &Costs, existing: &[NodeSpec]) -> Self {
+    pub(super) fn new(wants: &'a [Want], costs: &Costs, existing: &[Grown<'a>]) -> Self {
         let wants = in_order(wants);
-        let locked = wants.iter().flat_map(|(_, want)| &want.lock);
-        let wheels: Vec<_> = locked.collect::<BTreeSet<_>>().into_iter().collect();
-        let numbers: HashMap<_, _> =
-            wheels.iter().enumerate().map(|(number, wheel)| (*wheel, number)).collect();
-        let locks: Vec<BTreeMap<&str, usize>> =
-            wants.iter().map(|(_, want)| lock_of(want, &numbers)).collect();
-        let groups = groups(&wants, &locks, |wheel, name| {
-            let of_wheel = |wheel: usize| {
-                let (distribution, Wheel { sha256, .. }) = wheels[wheel];
-                Origin { distribution: distribution.clone(), sha256: sha256.clone() }
-            };
-            costs.of(&Module { origin: wheel.map(of_wheel), name: name.to_owned() })
-        });
-        let mut modules = vec![Bits::new(groups.len()); wants.len()];
-        for (group, (members, _)) in groups.iter().enumerate() {
-            members.iter().for_each(|place| modules[*place].insert(group));
-        }
-        let wanted = wants.iter().zip(modules).zip(&locks).map(|(((index, want), modules), locked)| {
-            let mut lock = Bits::new(wheels.len());
-            locked.values().for_each(|wheel| lock.insert(*wheel));
+        let existing = useful(existing, &wants);
+        let wheels = Numbered::new(wants.iter().map(|(_, want)| &want.lock));
+        let locks: Vec<_> = wants.iter().map(|(_, want)| wheels.of(&want.lock)).collect();
+        let imported = wants.iter().zip(&locks).map(|((_, want), lock)| imported(want, lock));
+        let had = existing.iter().map(|(spec, modules)| had(spec, modules, &wheels));
+        let (groups, mut sets) = groups(&imported.chain(had).collect::<Vec<_>>(), &wheels, costs);
+        let of_existing = sets.split_off(wants.len());
+        let wanted = wants.into_iter().zip(sets).zip(&locks).map(|(((index, want), modules), lock)| {
             // The upper bound keeps what cannot be true from being all that counts.
             let rate = want.rate.max(FLOOR_RATE).min(1e6);
-            Wanted { want, index: *index, rate, lock, modules }
+            Wanted { want, index, rate, lock: bits(lock, wheels.len()), modules }
         });
         let wanted = wanted.collect();
-        let groups = groups.into_iter().map(|(_, group)| group).collect();
         let mut problem = Self { wants: wanted, candidates: Vec::new(), groups, wheels };
-        problem.find_candidates(&existing.iter().cloned().collect());
+        let existing = existing.into_keys().zip(of_existing).collect();
+        problem.find_candidates(&existing);
         problem.relate();
         problem
     }
@@ -95,11 +77,7 @@ impl<'a> Problem<'a> {
     pub(super) fn modules(&self, candidate: &Candidate) -> BTreeSet<Module> {
         let of_group = |group: usize| {
             let Group { wheel, names, .. } = &self.groups[group];
-            let origin = wheel.map(|wheel| {
-                let (distribution, Wheel { sha256, .. }) = self.wheels[wheel];
-                Origin { distribution: distribution.clone(), sha256: sha256.clone() }
-            });
-            names.iter().map(move |name| Module { origin: origin.clone(), name: (*name).to_owned() })
+            names.iter().map(|name| self.wheels.module(*wheel, name))
         };
         candidate.modules.iter().flat_map(of_group).collect()
     }
@@ -111,9 +89,17 @@ impl<'a> Problem<'a> {
         by_time.then(one.bytes.total_cmp(&other.bytes)).then(b.cmp(&a)).is_gt()
     }
 
-    fn find_candidates(&mut self, existing: &BTreeSet<NodeSpec>) {
+    fn find_candidates(&mut self, existing: &BTreeMap<&NodeSpec, Bits>) {
         let mut specs = BTreeMap::<NodeSpec, (Bits, Bits)>::new();
+        // Of what exists it is known what it has.
+        for (spec, modules) in existing {
+            let lock = bits(&self.wheels.of(&spec.lock), self.wheels.len());
+            specs.insert((*spec).clone(), (lock, modules.clone()));
+        }
         let mut add = |spec: NodeSpec, lock: Bits, modules: Bits| {
+            if existing.contains_key(&spec) {
+                return;
+            }
             let known = specs.entry(spec).or_insert_with(|| (lock.clone(), modules.clone()));
             // Two functions with the same imports, of which one has not run yet: the other one knows better.
             if (known.1.len(), &known.1) < (modules.len(), &modules) {
@@ -126,11 +112,6 @@ impl<'a> Problem<'a> {
             add(NodeSpec::root(&wanted.want.runtime), no_lock, no_modules);
             if let Some((spec, lock)) = self.own(wanted) {
                 add(spec, lock, wanted.modules.clone());
-            }
-        }
-        for spec in existing {
-            if let Some((lock, modules)) = self.of_existing(spec) {
-                add(spec.clone(), lock, modules);
             }
         }
         let paired = self.paired();
@@ -146,7 +127,7 @@ impl<'a> Problem<'a> {
         for (spec, (lock, modules)) in specs {
             let of_use = (spec.runtime.clone(), spec.tenant.clone(), lock, modules);
             // Of two of the same use, the one that exists is as good and is there.
-            if existing.contains(&spec) {
+            if existing.contains_key(&spec) {
                 found.insert(of_use, spec);
             } else {
                 found.entry(of_use).or_insert(spec);
@@ -155,7 +136,7 @@ impl<'a> Problem<'a> {
         let candidate = |((_, _, lock, modules), spec): (Use, NodeSpec)| {
             let costs = modules.iter().map(|group| self.groups[group].cost);
             let cost = costs.fold(Cost::default(), Cost::plus);
-            let (exists, saves) = (existing.contains(&spec), Vec::new());
+            let (exists, saves) = (existing.contains_key(&spec), Vec::new());
             Candidate { spec, exists, cost, saves, above: Vec::new(), below: Vec::new(), lock, modules }
         };
         let mut candidates: Vec<_> = found.into_iter().map(candidate).collect();
@@ -201,33 +182,11 @@ impl<'a> Problem<'a> {
         if imports.is_empty() {
             return None;
         }
-        let wheels = lock.iter().map(|wheel| self.wheels[wheel]);
+        let wheels = lock.iter().map(|wheel| self.wheels.wheel(wheel));
         let wheels: Wheels = wheels.map(|(name, wheel)| (name.clone(), wheel.clone())).collect();
         let tenant = a.want.tenant.clone().filter(|_| !wheels.is_empty());
         let runtime = a.want.runtime.clone();
         Some((NodeSpec { runtime, tenant, lock: wheels, imports }, lock, modules))
-    }
-
-    /// What a node that is there has: all that every want imports which imports what the node does.
-    fn of_existing(&self, spec: &NodeSpec) -> Option<(Bits, Bits)> {
-        let has = |wanted: &&Wanted<'_>| {
-            let modules = &wanted.want.modules;
-            spec.may_serve(wanted.want)
-                && spec.imports.iter().all(|import| modules.contains_key(&import.module))
-        };
-        let sharing = self.wants.iter().filter(has).map(|wanted| &wanted.modules);
-        let shared = sharing.fold(None, |all: Option<Bits>, modules| {
-            Some(all.map_or_else(|| modules.clone(), |all| all.intersection(modules)))
-        })?;
-        let is_locked = |wheel: usize| {
-            let (name, wheel) = self.wheels[wheel];
-            spec.lock.get(name) == Some(wheel)
-        };
-        let (mut lock, mut modules) = (Bits::new(self.wheels.len()), Bits::new(self.groups.len()));
-        (0..self.wheels.len()).filter(|wheel| is_locked(*wheel)).for_each(|wheel| lock.insert(wheel));
-        let of_lock = |group: &usize| self.groups[*group].wheel.is_none_or(|wheel| lock.contains(wheel));
-        shared.iter().filter(of_lock).for_each(|group| modules.insert(group));
-        (!modules.is_empty() && !spec.is_root()).then_some((lock, modules))
     }
 
     /// The wants that take part in pairs: of those that are alike in all that matters for it, one.
@@ -294,42 +253,43 @@ fn in_order(wants: &[Want]) -> Vec<(usize, &Want)> {
     wants
 }
 
-fn lock_of<'a>(want: &'a Want, numbers: &HashMap<(&String, &Wheel), usize>) -> BTreeMap<&'a str, usize> {
-    let numbered =
-        want.lock.iter().filter_map(|(name, wheel)| Some((name.as_str(), *numbers.get(&(name, wheel))?)));
-    numbered.collect()
-}
-
-/// Groups of modules, each with the places of the wants that import them.
-fn groups<'a>(
-    wants: &[(usize, &'a Want)],
-    locks: &[BTreeMap<&str, usize>],
-    cost: impl Fn(Option<usize>, &str) -> Cost,
-) -> Vec<(Vec<usize>, Group<'a>)> {
-    // Only looked up in, so its order does not matter.
-    let mut numbers = HashMap::<(Option<usize>, &str), usize>::new();
-    let mut modules: Vec<(Option<usize>, &str, Vec<usize>)> = Vec::new();
-    for (place, (_, want)) in wants.iter().enumerate() {
-        for (name, distribution) in &want.modules {
-            let wheel =
-                distribution.as_ref().map(|distribution| locks[place].get(distribution.as_str()).copied());
-            // Of a distribution that the lock has not: no node could import it.
-            let Some(wheel) = wheel.map_or(Some(None), |wheel| wheel.map(Some)) else { continue };
-            let number = *numbers.entry((wheel, name)).or_insert_with(|| {
-                modules.push((wheel, name, Vec::new()));
-                modules.len() - 1
-            });
-            modules[number].2.push(place);
+/// The nodes that some want could use, and what they have. Of two processes of one node, one.
+fn useful<'a>(
+    existing: &[Grown<'a>],
+    wants: &[(usize, &Want)],
+) -> BTreeMap<&'a NodeSpec, &'a BTreeSet<Module>> {
+    let mut useful = BTreeMap::<&NodeSpec, &BTreeSet<Module>>::new();
+    for Grown { spec, modules } in existing {
+        if !spec.is_root() && wants.iter().any(|(_, want)| spec.may_serve(want)) {
+            useful.entry(spec).and_modify(|known| *known = (*known).max(modules)).or_insert(modules);
         }
     }
-    let mut groups = BTreeMap::<(Option<usize>, Vec<usize>), Group<'a>>::new();
-    for (wheel, name, members) in modules {
-        let empty = || Group { wheel, names: Vec::new(), cost: Cost::default() };
-        let group = groups.entry((wheel, members)).or_insert_with(empty);
-        group.names.push(name);
-        group.cost = group.cost.plus(cost(wheel, name));
-    }
-    groups.into_iter().map(|((_, members), group)| (members, group)).collect()
+    useful
+}
+
+fn bits(lock: &BTreeMap<&str, usize>, bound: usize) -> Bits {
+    let mut bits = Bits::new(bound);
+    lock.values().for_each(|wheel| bits.insert(*wheel));
+    bits
+}
+
+/// What a want imports and a node can import.
+fn imported<'a>(want: &'a Want, lock: &BTreeMap<&str, usize>) -> Vec<Numeral<'a>> {
+    let number = |(name, distribution): (&'a String, &Option<String>)| match distribution {
+        Some(distribution) => Some((Some(*lock.get(distribution.as_str())?), name.as_str())),
+        None => Some((None, name.as_str())),
+    };
+    want.modules.iter().filter_map(number).collect()
+}
+
+/// What a node has.
+fn had<'a>(spec: &NodeSpec, modules: &'a BTreeSet<Module>, wheels: &Numbered<'_>) -> Vec<Numeral<'a>> {
+    let lock = wheels.of(&spec.lock);
+    let number = |Module { origin, name }: &'a Module| match origin {
+        Some(origin) => Some((Some(*lock.get(origin.distribution.as_str())?), name.as_str())),
+        None => Some((None, name.as_str())),
+    };
+    modules.iter().filter_map(number).collect()
 }
 
 /// The imports of both that lead to nothing but `common` modules, and the packages among those.

@@ -74,17 +74,26 @@ fn budget() -> impl Strategy<Value = Budget> {
     (0..1_000_000_000u64, 0..12usize).prop_map(|(bytes, nodes)| Budget { bytes, nodes })
 }
 
-/// Wants, and nodes that exist, some of which nobody wants any more.
-fn wants() -> impl Strategy<Value = (Vec<Want>, Vec<NodeSpec>)> {
+/// A node that exists.
+type Existing = (NodeSpec, BTreeSet<Module>);
+
+fn grown(existing: &[Existing]) -> Vec<Grown<'_>> {
+    existing.iter().map(|(spec, modules)| Grown { spec, modules }).collect()
+}
+
+fn existing(plan: &Plan) -> Vec<Existing> {
+    plan.nodes.iter().map(|node| (node.spec.clone(), node.modules.clone())).collect()
+}
+
+/// Wants, and nodes that exist, some of which nobody wants any more, and whose imports failed in part.
+fn wants() -> impl Strategy<Value = (Vec<Want>, Vec<Existing>)> {
     (prop::collection::vec(want(), 0..10), prop::collection::vec(want(), 0..4)).prop_map(|(wants, past)| {
-        let specs = wants.iter().step_by(2).chain(&past).map(|want| NodeSpec {
-            runtime: want.runtime.clone(),
-            tenant: want.tenant.clone(),
-            lock: want.lock.clone(),
-            imports: want.imports.clone(),
+        let existing = wants.iter().step_by(2).chain(&past).map(|want| {
+            let Want { runtime, tenant, lock, imports, .. } = want.clone();
+            (NodeSpec { runtime, tenant, lock, imports }, want.imported().into_iter().step_by(2).collect())
         });
-        let specs = specs.collect();
-        (wants, specs)
+        let existing = existing.collect();
+        (wants, existing)
     })
 }
 
@@ -102,7 +111,7 @@ fn spent(plan: &Plan, wants: &[Want], costs: &Costs) -> f64 {
 proptest! {
     #[test]
     fn the_budget_is_kept((wants, existing) in wants(), costs in costs(), budget in budget()) {
-        let plan = plan(&wants, &costs, budget, &existing);
+        let plan = plan(&wants, &costs, budget, &grown(&existing));
         let (mut bytes, mut nodes) = (0, 0);
         for node in &plan.nodes {
             prop_assert!(node.replicas >= 1);
@@ -117,7 +126,7 @@ proptest! {
     fn who_is_served_and_who_is_forked_from_is_sound(
         (wants, existing) in wants(), costs in costs(), budget in budget(),
     ) {
-        let plan = plan(&wants, &costs, budget, &existing);
+        let plan = plan(&wants, &costs, budget, &grown(&existing));
         let mut served = vec![0; wants.len()];
         for (at, node) in plan.nodes.iter().enumerate() {
             for index in &node.serves {
@@ -148,24 +157,24 @@ proptest! {
     #[test]
     fn a_refused_node_is_not_counted_on((wants, existing) in wants(), costs in costs(), budget in budget()) {
         let mut wants = wants;
-        let before = plan(&wants, &costs, budget, &existing);
+        let before = plan(&wants, &costs, budget, &grown(&existing));
         for node in before.nodes.iter().filter(|node| !node.spec.is_root()) {
             node.serves.iter().for_each(|want| { wants[*want].refused.insert(node.spec.clone()); });
         }
-        for node in plan(&wants, &costs, budget, &existing).nodes {
+        for node in plan(&wants, &costs, budget, &grown(&existing)).nodes {
             prop_assert!(node.serves.iter().all(|want| !wants[*want].refused.contains(&node.spec)));
         }
     }
 
     #[test]
     fn the_order_of_the_input_does_not_matter((wants, existing) in wants(), costs in costs(), budget in budget()) {
-        let tree = |wants: &[Want], existing: &[NodeSpec]| {
-            let plan = plan(wants, &costs, budget, existing);
+        let tree = |wants: &[Want], existing: &[Existing]| {
+            let plan = plan(wants, &costs, budget, &grown(existing));
             let parent = |node: &Planned| node.parent.map(|parent| plan.nodes[parent].spec.clone());
             let node = |node: &Planned| (node.spec.clone(), parent(node), node.bytes, node.replicas, node.serves.len());
             plan.nodes.iter().map(node).collect::<BTreeSet<_>>()
         };
-        prop_assert_eq!(plan(&wants, &costs, budget, &existing), plan(&wants, &costs, budget, &existing));
+        prop_assert_eq!(plan(&wants, &costs, budget, &grown(&existing)), plan(&wants, &costs, budget, &grown(&existing)));
         let (mut wants_back, mut existing_back) = (wants.clone(), existing.clone());
         wants_back.reverse();
         existing_back.reverse();
@@ -174,25 +183,24 @@ proptest! {
 
     #[test]
     fn never_worse_than_the_roots((wants, existing) in wants(), costs in costs(), budget in budget()) {
-        let roots = plan(&wants, &costs, Budget { bytes: 0, nodes: 0 }, &existing);
+        let roots = plan(&wants, &costs, Budget { bytes: 0, nodes: 0 }, &grown(&existing));
         prop_assert!(roots.nodes.iter().all(|node| node.spec.is_root()));
-        let [roots, tree] = [roots, plan(&wants, &costs, budget, &existing)].map(|plan| spent(&plan, &wants, &costs));
+        let [roots, tree] = [roots, plan(&wants, &costs, budget, &grown(&existing))].map(|plan| spent(&plan, &wants, &costs));
         prop_assert!(tree <= roots * (1.0 + 1e-9), "{tree} > {roots}");
     }
 
     #[test]
     fn what_exists_and_is_all_that_there_can_be_stays((wants, _) in wants(), costs in costs(), budget in budget()) {
-        let specs = |plan: &Plan| plan.nodes.iter().map(|node| node.spec.clone()).collect::<Vec<_>>();
         let wide = Budget { bytes: u64::MAX, ..budget };
-        let first = specs(&plan(&wants, &costs, wide, &[]));
-        let second = specs(&plan(&wants, &costs, wide, &first));
-        let third = specs(&plan(&wants, &costs, wide, &second));
+        let first = existing(&plan(&wants, &costs, wide, &[]));
+        let second = existing(&plan(&wants, &costs, wide, &grown(&first)));
+        let third = existing(&plan(&wants, &costs, wide, &grown(&second)));
         prop_assert_eq!(second, third);
     }
 
     #[test]
     fn the_best_node_is_the_planned_one((wants, existing) in wants(), costs in costs(), budget in budget()) {
-        let plan = plan(&wants, &costs, budget, &existing);
+        let plan = plan(&wants, &costs, budget, &grown(&existing));
         let nodes: Vec<_> =
             plan.nodes.iter().map(|node| Grown { spec: &node.spec, modules: &node.modules }).collect();
         for (planned, node) in plan.nodes.iter().enumerate() {
@@ -300,9 +308,19 @@ fn a_node_that_exists_is_not_given_up_for_one_that_is_hardly_better() {
     let (costs, budget) = (costs_of(&[("a", LARGE), ("b", LARGE)]), Budget { bytes: 45_000_000, nodes: 1 });
     let first = plan(&wants(0.9), &costs, budget, &[]);
     assert!(first.nodes[1].spec.lock.contains_key("a"));
-    let existing = [first.nodes[1].spec.clone()];
-    assert_eq!(plan(&wants(1.1), &costs, budget, &existing).nodes[1].spec, existing[0]);
-    assert!(plan(&wants(1.5), &costs, budget, &existing).nodes[1].spec.lock.contains_key("b"));
+    let existing = existing(&first);
+    assert_eq!(plan(&wants(1.1), &costs, budget, &grown(&existing)).nodes[1].spec, existing[1].0);
+    assert!(plan(&wants(1.5), &costs, budget, &grown(&existing)).nodes[1].spec.lock.contains_key("b"));
+}
+
+#[test]
+fn a_node_is_worth_what_it_really_imported() {
+    let wants = [want_of(&[("a", 0)], 1.0)];
+    let (costs, budget) = (costs_of(&[("a", LARGE)]), Budget { bytes: 1 << 30, nodes: 10 });
+    let mut existing = existing(&plan(&wants, &costs, budget, &[]));
+    assert_eq!(plan(&wants, &costs, budget, &grown(&existing)).nodes[1].bytes, 42_100_000);
+    existing[1].1.retain(|module| module.origin.is_none());
+    assert_eq!(plan(&wants, &costs, budget, &grown(&existing)).nodes[1].bytes, 2_100_000);
 }
 
 #[test]
