@@ -17,7 +17,8 @@
 //! judged when an instance is started. A node that they refuse is told to the next plan ([`Want::refused`]).
 //!
 //! [`plan`] begins with a root for each runtime, without imports. Its candidates are the own node of each want, what pairs
-//! of wants have in common, and the nodes that exist. Again and again it takes the one with the largest
+//! of wants have in common (without what imports from a distribution that they have not in common), and the nodes that exist,
+//! with what they really imported. Again and again it takes the one with the largest
 //!
 //! ```text
 //! Δbenefit / Δbytes                   × BONUS where the node exists already
@@ -130,6 +131,9 @@ pub struct Want {
     /// What importing that imports, the runtime's baseline left out, and the distribution of the lock that each module comes
     /// from: none for the standard library. See [`Want::modules_of`].
     pub modules: BTreeMap<String, Option<String>>,
+    /// Which distributions of the lock each distribution's modules import from, as far as that is known. Where not all of them
+    /// are there, importing it would fail, or come out otherwise.
+    pub requires: BTreeMap<String, BTreeSet<String>>,
     /// New instances a second.
     pub rate: f64,
     /// Nodes that the sharing rule refused them, or whose imports failed. They are not counted on again.

@@ -185,7 +185,9 @@ impl Platform<'_> {
         };
         self.learn(&lacking);
         // After its first start it is known what it imports.
-        self.wants[function].modules.clone_from(&self.world.functions[function].want.modules);
+        let (known, really) = (&mut self.wants[function], &self.world.functions[function].want);
+        known.modules.clone_from(&really.modules);
+        known.requires.clone_from(&really.requires);
         FORK + lacking.iter().map(|module| self.world.cost(module).micros).sum::<f64>()
     }
 

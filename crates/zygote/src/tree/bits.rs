@@ -14,6 +14,10 @@ impl Bits {
         self.0[number / 64] |= 1 << (number % 64);
     }
 
+    pub(super) fn contains(&self, number: usize) -> bool {
+        self.0[number / 64] & (1 << (number % 64)) != 0
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }

@@ -165,28 +165,50 @@ impl<'a> Problem<'a> {
         if a.want.runtime != b.want.runtime {
             return None;
         }
+        let shared = a.modules.intersection(&b.modules);
+        let wheels = self.wheels_in_common(a, b, &shared);
         let (mut lock, mut modules) = (Bits::new(self.wheels.len()), Bits::new(self.groups.len()));
+        wheels.values().for_each(|wheel| lock.insert(*wheel));
         let mut names = BTreeSet::new();
-        for group in a.modules.intersection(&b.modules).iter() {
-            let of_group = &self.groups[group];
-            if let Some(wheel) = of_group.wheel {
-                if a.want.tenant != b.want.tenant {
-                    continue;
-                }
-                lock.insert(wheel);
-            }
+        for group in
+            shared.iter().filter(|group| self.groups[*group].wheel.is_none_or(|wheel| lock.contains(wheel)))
+        {
             modules.insert(group);
-            names.extend(&of_group.names);
+            names.extend(&self.groups[group].names);
         }
         let imports = imports_in_common(&names, &a.want.imports, &b.want.imports);
         if imports.is_empty() {
             return None;
         }
-        let wheels = lock.iter().map(|wheel| self.wheels.wheel(wheel));
+        let wheels = wheels.values().map(|wheel| self.wheels.wheel(*wheel));
         let wheels: Wheels = wheels.map(|(name, wheel)| (name.clone(), wheel.clone())).collect();
         let tenant = a.want.tenant.clone().filter(|_| !wheels.is_empty());
         let runtime = a.want.runtime.clone();
         Some((NodeSpec { runtime, tenant, lock: wheels, imports }, lock, modules))
+    }
+
+    /// The wheels of `shared` modules, without those whose modules import from one that is not among them.
+    fn wheels_in_common(&self, a: &Wanted<'_>, b: &Wanted<'_>, shared: &Bits) -> BTreeMap<&'a str, usize> {
+        if a.want.tenant != b.want.tenant {
+            return BTreeMap::new();
+        }
+        let wheels = shared.iter().filter_map(|group| self.groups[group].wheel);
+        let named = wheels.map(|wheel| (self.wheels.wheel(wheel).0.as_str(), wheel));
+        let mut common: BTreeMap<&str, usize> = named.collect();
+        loop {
+            let lacks = |name: &str| {
+                let required =
+                    [a, b].into_iter().filter_map(|wanted| wanted.want.requires.get(name)).flatten();
+                required.into_iter().any(|required| !common.contains_key(required.as_str()))
+            };
+            let lacking: Vec<&str> = common.keys().copied().filter(|name| lacks(name)).collect();
+            if lacking.is_empty() {
+                return common;
+            }
+            lacking.into_iter().for_each(|name| {
+                common.remove(name);
+            });
+        }
     }
 
     /// The wants that take part in pairs: of those that are alike in all that matters for it, one.
@@ -247,6 +269,7 @@ fn in_order(wants: &[Want]) -> Vec<(usize, &Want)> {
             .then_with(|| a.imports.cmp(&b.imports))
             .then_with(|| a.lock.cmp(&b.lock))
             .then_with(|| a.modules.cmp(&b.modules))
+            .then_with(|| a.requires.cmp(&b.requires))
             .then_with(|| a.refused.cmp(&b.refused))
             .then_with(|| a.rate.total_cmp(&b.rate))
     });

@@ -284,6 +284,18 @@ fn two_functions_share_what_they_have_in_common() {
 }
 
 #[test]
+fn what_is_in_common_has_all_that_it_imports_from() {
+    let mut wants =
+        [want_of(&[("a", 0), ("b", 0), ("c", 0)], 1.0), want_of(&[("a", 0), ("b", 1), ("c", 0)], 1.0)];
+    wants[0].requires.insert("a".into(), ["b".to_owned()].into());
+    let costs = costs_of(&[("a", LARGE), ("b", LARGE), ("c", LARGE)]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let common = tree.nodes.iter().find(|node| node.spec.lock.len() == 1).unwrap();
+    assert!(common.spec.lock.contains_key("c"));
+    assert!(common.spec.imports.iter().all(|import| ["c", "json"].contains(&import.module.as_str())));
+}
+
+#[test]
 fn tenants_share_the_standard_library_only() {
     let mut wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 0)], 1.0)];
     wants[0].tenant = Some("one".into());

@@ -1,7 +1,7 @@
 //! Packages, functions and when those are started, made up from a seed.
 //!
-//! Popularity is as the SOCK paper (USENIX ATC 2018, section 3.2) found it in 876,000 projects: 36 % of imports go to 20 packages of
-//! 101,000, which is Zipf's law with an exponent of 1.05. Functions import a few packages, those import others; most locks
+//! Popularity is as the SOCK paper (USENIX ATC 2018) found it: 36 % of imports go to 0.02 % of the packages, which is Zipf's
+//! law with an exponent of 1.05. Functions import a few packages, those import others; most locks
 //! have the newest version. Starts follow Zipf's law over functions, each of which has bursts.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use sock_zygote::tree::{Cost, Module, NodeSpec, Origin, Want, Wheel, Wheels};
 
 pub(super) const RUNTIME: &str = "python3.12";
 
-const PACKAGES: usize = 101_000;
+const PACKAGES: usize = 100_000;
 const EXPONENT: f64 = 1.05;
 
 /// Modules of the standard library that functions import and the runtime does not, and how many of them one imports at most.
@@ -60,6 +60,7 @@ impl Function {
         let mut want = self.want.clone();
         let named: BTreeSet<&String> = self.want.imports.iter().map(|import| &import.module).collect();
         want.modules.retain(|module, _| named.contains(module));
+        want.requires.clear();
         want
     }
 }
@@ -92,7 +93,9 @@ impl World {
             want.lock.insert(name(package), wheel(version));
             want.modules
                 .extend(self.modules(package).into_iter().map(|module| (module, Some(name(package)))));
-            pending.extend(self.requirements(package));
+            let requirements = self.requirements(package);
+            want.requires.insert(name(package), requirements.iter().map(|other| name(*other)).collect());
+            pending.extend(requirements);
         }
         Function { want }
     }
