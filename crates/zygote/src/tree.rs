@@ -18,14 +18,14 @@
 //!
 //! [`plan`] begins with a root for each runtime, without imports. Its candidates are the own node of each want, what pairs
 //! of wants have in common (without what imports from a distribution that they have not in common), and the nodes that exist,
-//! with what they really imported. Again and again it takes the one with the largest
+//! with what they really imported. Again and again it takes the one that is worth most of those that fit into the budget:
 //!
 //! ```text
-//! Δbenefit / Δbytes                   × BONUS where the node exists already
+//! worth = Δbenefit / max(Δbytes / budget.bytes, 1 / budget.nodes)     × BONUS where the node exists already
 //! ```
 //!
-//! that fits into the budget; `Δbytes` counts what other nodes save by having it for a parent. A node that serves nobody
-//! any more and saves no memory as a parent is taken out.
+//! This is benefit per byte, as long as memory is what the node takes the larger share of. `Δbytes` counts what other nodes
+//! save by having it for a parent. A node that serves nobody any more and saves no memory as a parent is taken out.
 //!
 //! No clock, no random numbers, and the order of what goes in does not matter: the same server plans the same tree.
 

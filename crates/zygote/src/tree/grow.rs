@@ -93,9 +93,9 @@ impl<'a> Tree<'a> {
         BASE_BYTES + self.problem.candidates[candidate].cost.bytes - self.shared(self.parent(candidate))
     }
 
-    /// The step that is worth most by its memory, of those that fit.
+    /// The step that is worth most by its price, of those that fit.
     fn next(&self) -> Option<Step> {
-        if self.counted().count() >= self.budget.nodes {
+        if self.counted().count() >= self.budget.nodes || self.budget.bytes == 0 {
             return None;
         }
         let candidates = (0..self.chosen.len()).filter(|candidate| !self.chosen[*candidate]);
@@ -121,8 +121,9 @@ impl<'a> Tree<'a> {
         });
         let bytes = self.private(candidate) + children.sum::<f64>();
         let bonus = if of.exists { BONUS } else { 1.0 };
-        // What costs no memory at all is worth any time it saves.
-        Step { candidate, bytes, worth: saved.sum::<f64>() * bonus / bytes.max(1.0) }
+        // The larger of the shares that it takes of memory and of places.
+        let price = (bytes / self.budget.bytes as f64).max(1.0 / self.budget.nodes as f64);
+        Step { candidate, bytes, worth: saved.sum::<f64>() * bonus / price }
     }
 
     /// A node that serves nobody, and without which the others need no more than with it.

@@ -10,6 +10,9 @@ use super::{Cost, Costs, Grown, Import, Module, NodeSpec, Want, Wheels};
 /// what was invoked lately.
 const FLOOR_RATE: f64 = 1.0 / 3600.0;
 
+/// More than any machine starts.
+const MOST_RATE: f64 = 1e6;
+
 /// Only the wants that have most to save take part in pairs: there are as many as a plan can look at in time, and packages that
 /// many functions have are found among them.
 pub(super) const PAIRED: usize = 24;
@@ -61,8 +64,8 @@ impl<'a> Problem<'a> {
         let (groups, mut sets) = groups(&imported.chain(had).collect::<Vec<_>>(), &wheels, costs);
         let of_existing = sets.split_off(wants.len());
         let wanted = wants.into_iter().zip(sets).zip(&locks).map(|(((index, want), modules), lock)| {
-            // The upper bound keeps what cannot be true from being all that counts.
-            let rate = want.rate.max(FLOOR_RATE).min(1e6);
+            // What cannot be true must not be all that counts.
+            let rate = if want.rate.is_nan() { FLOOR_RATE } else { want.rate.clamp(FLOOR_RATE, MOST_RATE) };
             Wanted { want, index, rate, lock: bits(lock, wheels.len()), modules }
         });
         let wanted = wanted.collect();

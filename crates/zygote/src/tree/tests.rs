@@ -344,6 +344,14 @@ fn what_was_just_deployed_has_a_node_where_there_is_room() {
 }
 
 #[test]
+fn a_rate_that_is_none_takes_no_place_from_others() {
+    let wants = [want_of(&[("a", 0)], f64::NAN), want_of(&[("b", 0)], 1.0)];
+    let budget = Budget { bytes: 45_000_000, nodes: 1 };
+    let tree = plan(&wants, &costs_of(&[("a", LARGE), ("b", LARGE)]), budget, &[]);
+    assert_eq!(tree.nodes[1].serves, [1]);
+}
+
+#[test]
 fn a_hot_node_has_several_processes() {
     let wants = [want_of(&[("a", 0)], 500.0)];
     let budget = |nodes| Budget { bytes: 1 << 30, nodes };
