@@ -66,3 +66,19 @@ fn at_least(k: u32, mean: f64) -> f64 {
     });
     (1.0 - terms.sum::<f64>()).clamp(0.0, 1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::at_least;
+
+    #[test]
+    fn poisson() {
+        let expected =
+            [(1, 1.0, 0.632_121), (2, 1.0, 0.264_241), (3, 2.5, 0.456_187), (900, 1000.0, 0.999_3)];
+        for (k, mean, expected) in expected {
+            let got = at_least(k, mean);
+            assert!((got - expected).abs() < 1e-3, "{k} {mean}: {got}");
+        }
+        assert_eq!(at_least(1, 0.0), 0.0);
+    }
+}

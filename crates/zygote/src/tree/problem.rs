@@ -142,9 +142,8 @@ impl<'a> Problem<'a> {
             let (exists, saves) = (existing.contains_key(&spec), Vec::new());
             Candidate { spec, exists, cost, saves, above: Vec::new(), below: Vec::new(), lock, modules }
         };
-        let mut candidates: Vec<_> = found.into_iter().map(candidate).collect();
-        candidates.sort_by_key(|candidate| candidate.lock.len() + candidate.modules.len());
-        self.candidates = candidates;
+        // In this order a subset of a set stands before it, and what serves all tenants before what serves one.
+        self.candidates = found.into_iter().map(candidate).collect();
     }
 
     /// The node that imports all that a want does, out of its whole lock: to the want itself it is sound whatever it looks up.

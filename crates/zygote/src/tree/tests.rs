@@ -6,6 +6,8 @@ use super::*;
 
 const PACKAGES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
+const LARGE: Cost = Cost { micros: 1e5, bytes: 2e7 };
+
 fn wheel(version: u8) -> Wheel {
     Wheel { version: version.to_string(), sha256: format!("{version:064}") }
 }
@@ -66,7 +68,9 @@ fn want() -> impl Strategy<Value = Want> {
 
 fn costs() -> impl Strategy<Value = Costs> {
     let cost = (0.0..1e6f64, 0.0..1e8f64).prop_map(|(micros, bytes)| Cost { micros, bytes });
-    prop::collection::vec(cost, PACKAGES.len())
+    // Where all cost the same, whatever else decides comes to light.
+    let same = Just(vec![LARGE; PACKAGES.len()]);
+    prop_oneof![prop::collection::vec(cost, PACKAGES.len()), same]
         .prop_map(|costs| costs_of(&PACKAGES.into_iter().zip(costs).collect::<Vec<_>>()))
 }
 
@@ -264,8 +268,6 @@ proptest! {
     }
 }
 
-const LARGE: Cost = Cost { micros: 1e5, bytes: 2e7 };
-
 #[test]
 fn two_functions_share_what_they_have_in_common() {
     let wants = [want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("a", 0), ("c", 0)], 1.0)];
@@ -300,11 +302,13 @@ fn tenants_share_the_standard_library_only() {
     let mut wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 0)], 1.0)];
     wants[0].tenant = Some("one".into());
     wants[1].tenant = Some("two".into());
-    let tree = plan(&wants, &costs_of(&[("a", LARGE)]), Budget { bytes: 1 << 30, nodes: 10 }, &[]);
-    for node in &tree.nodes {
+    let tree = |bytes| plan(&wants, &costs_of(&[("a", LARGE)]), Budget { bytes, nodes: 10 }, &[]);
+    for node in &tree(1 << 30).nodes {
         assert!(node.spec.lock.is_empty() || node.serves.len() == 1);
         assert_eq!(node.spec.lock.is_empty(), node.spec.tenant.is_none());
     }
+    let standard = &tree(5_000_000).nodes[1];
+    assert_eq!((standard.spec.lock.len(), &standard.serves[..]), (0, &[0, 1][..]));
 }
 
 #[test]
@@ -333,6 +337,66 @@ fn a_node_is_worth_what_it_really_imported() {
     assert_eq!(plan(&wants, &costs, budget, &grown(&existing)).nodes[1].bytes, 42_100_000);
     existing[1].1.retain(|module| module.origin.is_none());
     assert_eq!(plan(&wants, &costs, budget, &grown(&existing)).nodes[1].bytes, 2_100_000);
+}
+
+#[test]
+fn what_serves_nobody_any_more_is_taken_out() {
+    let wants = [want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("a", 0), ("c", 0)], 1.0)];
+    let small = Cost { micros: 1e6, bytes: 1e3 };
+    let costs = costs_of(&[("a", small), ("b", LARGE), ("c", LARGE)]);
+    let served = |bytes| {
+        let tree = plan(&wants, &costs, Budget { bytes, nodes: 10 }, &[]);
+        tree.nodes.into_iter().map(|node| node.serves).collect::<Vec<_>>()
+    };
+    assert_eq!(served(10_000_000), [vec![], vec![0, 1]]);
+    assert_eq!(served(1 << 30), [vec![], vec![0], vec![1]]);
+}
+
+#[test]
+fn where_places_are_short_each_has_to_save_much() {
+    let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("b", 0)], 1.0)];
+    let costs = costs_of(&[("a", LARGE), ("b", Cost { micros: 2e4, bytes: 1e3 })]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 1 }, &[]);
+    assert_eq!(tree.nodes[1].serves, [0]);
+}
+
+#[test]
+fn among_equals_the_smaller_node_serves() {
+    let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("b", 0)], 0.0)];
+    let costs = costs_of(&[("a", LARGE), ("b", LARGE)]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let nodes: Vec<_> =
+        tree.nodes.iter().map(|node| Grown { spec: &node.spec, modules: &node.modules }).collect();
+    // A function that has both and imports one.
+    let mut want = wants[1].clone();
+    want.modules = wants[0].modules.clone();
+    for nodes in [nodes.clone(), nodes.into_iter().rev().collect()] {
+        let best = best(&nodes, &want, &costs).unwrap();
+        assert_eq!(nodes[best].spec.lock.keys().collect::<Vec<_>>(), ["a"]);
+    }
+    let wants = [&wants[..], &[want]].concat();
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let serving = tree.nodes.iter().find(|node| node.serves.contains(&3)).unwrap();
+    assert_eq!(serving.spec.lock.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn a_new_observation_counts_less_than_all_before() {
+    let mut costs = Costs::default();
+    let module = || Module { origin: Some(origin("a", 0)), name: "a".into() };
+    let mut observed = |micros, bytes| {
+        costs.observe(module(), Cost { micros, bytes });
+        costs.of(&module())
+    };
+    observed(f64::NAN, 1.0);
+    assert_eq!(observed(100.0, 10.0), Cost { micros: 100.0, bytes: 10.0 });
+    assert_eq!(observed(200.0, 0.0), Cost { micros: 130.0, bytes: 7.0 });
+    for impossible in [-1.0, f64::INFINITY, f64::NAN] {
+        assert_eq!(observed(impossible, 0.0), Cost { micros: 130.0, bytes: 7.0 });
+    }
+    assert!(costs.knows(&module()));
+    costs.retain(|origin| origin.distribution != "a");
+    assert!(!costs.knows(&module()));
 }
 
 #[test]
@@ -382,6 +446,8 @@ fn steady_events_are_told_as_they_are() {
         rate.observe(f64::from(second), 5);
     }
     assert!((rate.at(7200.0) - 5.0).abs() < 0.05, "{rate:?}");
+    // A clock that was set back.
+    assert_eq!(rate.at(0.0), rate.at(7199.0));
 }
 
 #[test]
@@ -400,6 +466,17 @@ fn stale_instances_end_first_and_then_the_cheap_ones() {
         instance("dear", 20.0, 1e6),
     ];
     assert_eq!(keep(&instances, 0, 600.0), [2, 1, 3, 0]);
+    // The second of one function is worth less than the first of another, and of what is worth nothing the oldest goes first.
+    let instances = [instance("a", 10.0, 1e6), instance("b", 20.0, 0.9e6), instance("a", 15.0, 1e6)];
+    assert_eq!(keep(&instances, 2000, 100.0), [2]);
+    let instances = [instance("a", 700.0, 1e6), instance("b", 900.0, 1e6), instance("c", 800.0, 1e6)];
+    assert_eq!(keep(&instances, 0, 600.0), [1, 2, 0]);
+}
+
+#[test]
+fn a_burst_finds_spares() {
+    assert_eq!([spares(1.0, 4.0, 100), spares(1.0, 4.0, 5), spares(0.01, 0.001, 100)], [8, 5, 1]);
+    assert_eq!([spares(f64::NAN, 1.0, 9), spares(1.0 / 7200.0, 1.0, 9)], [0, 0]);
 }
 
 /// Functions with fifty packages each, of which some are everybody's.
