@@ -381,6 +381,31 @@ fn among_equals_the_smaller_node_serves() {
 }
 
 #[test]
+fn of_two_that_save_the_same_the_smaller_one_serves() {
+    for [heavy, light] in [["b", "c"], ["c", "b"]] {
+        let cost = |bytes| Cost { micros: 1e6, bytes };
+        let costs =
+            costs_of(&[("a", Cost { micros: 1e3, bytes: 1e6 }), (heavy, cost(2e7)), (light, cost(1e6))]);
+        let mut third = want_of(&[("a", 0), ("b", 0), ("c", 0)], 0.0);
+        third.modules = want_of(&[("a", 0)], 0.0).modules;
+        let wants = [want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("a", 0), ("c", 0)], 1.0), third];
+        let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 2 }, &[]);
+        let serving = tree.nodes.iter().find(|node| node.serves.contains(&2)).unwrap();
+        assert_eq!(serving.spec.lock.keys().collect::<Vec<_>>(), ["a", light]);
+    }
+}
+
+#[test]
+fn of_two_that_are_worth_the_same_it_is_always_the_same_one() {
+    let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("b", 0)], 1.0)];
+    let costs = costs_of(&[("a", LARGE), ("b", LARGE)]);
+    let chosen =
+        |wants: &[Want]| plan(wants, &costs, Budget { bytes: 1 << 30, nodes: 1 }, &[]).nodes[1].spec.clone();
+    let back = [wants[1].clone(), wants[0].clone()];
+    assert_eq!(chosen(&wants), chosen(&back));
+}
+
+#[test]
 fn a_new_observation_counts_less_than_all_before() {
     let mut costs = Costs::default();
     let module = || Module { origin: Some(origin("a", 0)), name: "a".into() };
