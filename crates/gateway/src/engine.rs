@@ -13,6 +13,8 @@ mod function;
 mod idle;
 mod instance;
 mod launcher;
+mod learnt;
+mod planner;
 mod process;
 mod python;
 mod zygotes;
@@ -26,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use sock_isolation::launcher::wire::{Counts, Reply, Request};
 use sock_zygote::frames::{self, InvokeHeader, Kind};
-use sock_zygote::runtime::Entry;
+use sock_zygote::tree::NodeSpec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::names::FunctionName;
@@ -39,9 +41,11 @@ use function::Prepared;
 use idle::Idle;
 use instance::{Instance, megabytes, start_failed};
 use launcher::Launcher;
+use planner::Planner;
+pub(crate) use planner::default_budget;
 use process::{Output, Peer, PeerError};
 use python::Python;
-use zygotes::{Key, Zygotes};
+use zygotes::Zygotes;
 
 /// Instances that may run at once: on a small machine more only wait for each other.
 const MAX_RUNNING: usize = 256;
@@ -70,12 +74,15 @@ pub(crate) struct EngineOptions {
     pub(crate) data_dir: PathBuf,
     /// The runtimes, the first is the default.
     pub(crate) interpreters: Vec<sock_pkgcache::Interpreter>,
+    /// Memory that zygotes may take, bytes.
+    pub(crate) zygote_bytes: u64,
 }
 
 /// See the module.
 pub(crate) struct Engine {
     launcher: Launcher,
     zygotes: Arc<Zygotes>,
+    planner: Planner,
     pythons: Vec<Python>,
     data_dir: PathBuf,
     running: Semaphore,
@@ -83,6 +90,7 @@ pub(crate) struct Engine {
     places: Mutex<HashMap<FunctionName, Arc<Semaphore>>>,
     functions: Mutex<Functions>,
     idle: Mutex<Idle>,
+    own: std::sync::Weak<Self>,
 }
 
 /// What was prepared of the functions that are deployed.
@@ -107,6 +115,14 @@ impl Functions {
         }
     }
 
+    fn prepared(&self) -> impl Iterator<Item = Arc<Prepared>> {
+        self.by_name.values().map(Arc::clone)
+    }
+
+    fn names(&self) -> BTreeSet<FunctionName> {
+        self.by_name.keys().cloned().collect()
+    }
+
     fn insert(&mut self, prepared: Arc<Prepared>) {
         let Function { name, revision, .. } = &*prepared.function;
         if self.gone.contains(revision) {
@@ -124,28 +140,33 @@ impl Engine {
     pub(crate) async fn start(socket: OwnedFd, options: EngineOptions) -> Result<Arc<Self>, String> {
         let launcher = Launcher::new(socket).map_err(|error| error.to_string())?;
         let pythons: Vec<Python> = options.interpreters.iter().map(Python::new).collect();
-        let zygotes = Arc::new(Zygotes::new(launcher.clone()));
+        let planner = Planner::new(options.data_dir.clone(), options.zygote_bytes);
+        let zygotes = Arc::new(Zygotes::new(launcher.clone(), Arc::clone(&planner.changed)));
         for python in &pythons {
             zygotes.ensure_root(python).await.map_err(|error| error.to_string())?;
         }
-        let engine = Arc::new(Self {
+        let engine = Arc::new_cyclic(|own| Self {
             launcher,
             zygotes,
+            planner,
             pythons,
             data_dir: options.data_dir,
             running: Semaphore::new(MAX_RUNNING),
             places: Mutex::default(),
             functions: Mutex::default(),
             idle: Mutex::default(),
+            own: own.clone(),
         });
         tokio::spawn(Self::tidy(Arc::downgrade(&engine)));
+        tokio::spawn(Self::cultivate(Arc::downgrade(&engine)));
         Ok(engine)
     }
 
     /// Starts root zygotes again that have died.
     fn keep_roots(self: &Arc<Self>) {
         for (at, python) in self.pythons.iter().enumerate() {
-            if self.zygotes.should_start(&Key::root(&python.runtime)) {
+            let root = NodeSpec::root(&python.runtime);
+            if self.zygotes.count(&root) == 0 && !self.zygotes.failed_lately(&root) {
                 let engine = Arc::clone(self);
                 tokio::spawn(async move {
                     if let Err(error) = engine.zygotes.ensure_root(&engine.pythons[at]).await {
@@ -173,6 +194,8 @@ impl Engine {
         if let Some(prepared) = lock(&self.functions).by_name.get(&function.name)
             && prepared.function.revision == function.revision
             && prepared.function.fresh == function.fresh
+            && prepared.function.single_use == function.single_use
+            && prepared.function.tenant == function.tenant
         {
             return Ok(Arc::clone(prepared));
         }
@@ -195,18 +218,12 @@ impl Engine {
     }
 
     fn python(&self, function: &Function) -> Result<&Python, String> {
-        let found = self.pythons.iter().find(|python| python.runtime == function.runtime);
-        found.ok_or_else(|| format!("this server has no interpreter for {}", function.runtime))
+        self.python_of(&function.runtime)
     }
 
-    /// A zygote of the function's own, unless it wants none.
-    async fn ensure_zygote(&self, prepared: &Prepared) -> Result<(), String> {
-        let argv = self.python(&prepared.function)?.argv(Entry::Zygote);
-        if prepared.function.fresh {
-            return Ok(());
-        }
-        let ensured = self.zygotes.ensure(prepared.wish(), argv).await;
-        ensured.map_err(|error| error.to_string())
+    fn python_of(&self, runtime: &str) -> Result<&Python, String> {
+        let found = self.pythons.iter().find(|python| python.runtime == runtime);
+        found.ok_or_else(|| format!("this server has no interpreter for {runtime}"))
     }
 
     fn take_idle(&self, function: &Function) -> Option<Instance> {
@@ -331,8 +348,26 @@ impl Runner for Engine {
     fn prepare(&self, function: Arc<Function>) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
             let prepared = self.prepared(&function).await?;
-            self.ensure_zygote(&prepared).await
+            self.python(&function)?;
+            if function.fresh {
+                return Ok(());
+            }
+            // Whoever deploys is about to invoke.
+            self.planner.learnt().of(&function.name, &function.revision).starts.observe(learnt::now(), 1);
+            self.grow_for(&prepared).await
         })
+    }
+
+    fn known(&self, functions: Vec<Arc<Function>>) {
+        let Some(engine) = self.own.upgrade() else { return };
+        tokio::spawn(async move {
+            for function in functions {
+                if let Err(error) = engine.prepared(&function).await {
+                    tracing::warn!(function = %function.name, error, "a deployed function cannot be got ready");
+                }
+            }
+            engine.planner.changed.notify_one();
+        });
     }
 
     fn invoke(&self, function: Arc<Function>, invocation: Invocation) -> BoxFuture<'_, Outcome> {
@@ -364,8 +399,6 @@ impl Runner for Engine {
         lock(&self.places).remove(name);
         let instances = lock(&self.idle).remove(name);
         drop(instances);
-        let wanted: BTreeSet<Key> =
-            lock(&self.functions).by_name.values().map(|prepared| prepared.key()).collect();
-        self.zygotes.retire(&wanted);
+        self.planner.changed.notify_one();
     }
 }

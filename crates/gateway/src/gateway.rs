@@ -116,6 +116,9 @@ pub async fn serve(
     }
     let gateway = Arc::new(Gateway::open(config, runner)?);
     gateway.resume()?;
+    let live = gateway.registry.all();
+    let live = live.iter().filter_map(|entry| entry.record.live(gateway.registry.realm()));
+    gateway.runner.known(live.map(Arc::new).collect());
     events::resume(&gateway)?;
     info!(%address, functions = gateway.registry.all().len(), "serving");
     http::serve(&gateway, listener, shutdown).await.map_err(ServeError::Listen)?;

@@ -13,7 +13,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::config::{Auth, GatewayConfig};
 use crate::doctor::DEFAULT_PYTHON;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, default_budget};
 use crate::keys::{AccessKey, Keys};
 use crate::supervisor::{LogFormat, ServeOptions};
 
@@ -81,8 +81,9 @@ async fn serve(
     }
     let files = process::raise_file_limit().map_err(|error| error.to_string())?;
     config.limits.connections = config.limits.connections.min(connections(files));
-    let engine =
-        Engine::start(launcher, EngineOptions { data_dir: options.data_dir.clone(), interpreters }).await?;
+    let zygote_bytes = options.zygote_memory_mb.map_or_else(default_budget, |mb| mb << 20);
+    let engine_options = EngineOptions { data_dir: options.data_dir.clone(), interpreters, zygote_bytes };
+    let engine = Engine::start(launcher, engine_options).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let shutdown = async move {
         // Asked for the first time once the data directory was found good and connections are taken.

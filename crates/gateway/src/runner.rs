@@ -49,6 +49,10 @@ pub struct Function {
     pub view: Option<View>,
     /// Whether its instances are interpreters of their own, never forked from a zygote.
     pub fresh: bool,
+    /// Whether each invocation gets an instance of its own.
+    pub single_use: bool,
+    /// Whose it is: with functions of others it shares no process that has imported third-party code.
+    pub tenant: Option<String>,
     /// Changes with every deployment: instances of another revision are not to be used for this one.
     pub revision: String,
 }
@@ -180,6 +184,9 @@ pub trait Runner: Send + Sync + 'static {
     /// It is not called for functions that were deployed before this server started: [`Runner::invoke`] must not rely on it.
     fn prepare(&self, function: Arc<Function>) -> BoxFuture<'_, Result<(), String>>;
 
+    /// Tells of the functions that an earlier server deployed. It may get ready for them, in the background.
+    fn known(&self, _functions: Vec<Arc<Function>>) {}
+
     /// Runs one invocation to its end, whatever the end is. The caller lets the future finish, also if its client has left.
     fn invoke(&self, function: Arc<Function>, invocation: Invocation) -> BoxFuture<'_, Outcome>;
 
@@ -249,6 +256,8 @@ impl fmt::Debug for Function {
             .field("code_sha256", &self.code_sha256)
             .field("view", &self.view.as_ref().map(|view| view.id))
             .field("fresh", &self.fresh)
+            .field("single_use", &self.single_use)
+            .field("tenant", &self.tenant)
             .field("revision", &self.revision)
             .finish_non_exhaustive()
     }

@@ -52,6 +52,8 @@ pub struct ServeOptions {
     pub pythons: Vec<PathBuf>,
     /// How the log on standard error is written.
     pub log_format: LogFormat,
+    /// Memory that zygotes may take, MiB; nothing: a quarter of the machine's.
+    pub zygote_memory_mb: Option<u64>,
     /// The host's user ids for containers; nothing: the first of [`IdRange::choices`] that no other server has.
     pub ids: Option<IdRange>,
 }

@@ -97,6 +97,9 @@ struct Serve {
     /// Interpreter of the base system; may be repeated, the first is the default
     #[arg(long, value_name = "PATH")]
     python: Vec<PathBuf>,
+    /// Memory that processes with imported packages may take, MB (default: a quarter of the machine's)
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    zygote_memory: Option<u64>,
     /// What lines of the log on standard error look like; $SOCK_LOG chooses which (default: warn,sock_gateway=info)
     #[arg(long, value_name = "FORMAT", env = "SOCK_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,

@@ -339,19 +339,25 @@ def take(fd, standard):
     return function
 
 
-def file_of(module):
+def attribute(module, name):
     """Not by getattr(), at which a lazy module would load."""
     try:
-        file = object.__getattribute__(module, "__dict__").get("__file__")
+        return object.__getattribute__(module, "__dict__").get(name)
     except AttributeError:
-        file = None
+        return None
+
+
+def file_of(module):
+    file = attribute(module, "__file__")
     return file if isinstance(file, str) else ""
 
 
 def tell(ready, before):
     """Adds to what is said of a loaded handler which modules it imported, but for the function's own."""
-    modules = [(name, file_of(module)) for name, module in list(sys.modules.items()) if isinstance(name, str)]
-    imported = [name for name, file in modules if name not in before and not file.startswith((TASK, "/opt/"))]
+    new = [(name, module) for name, module in list(sys.modules.items()) if isinstance(name, str) and name not in before]
+    # What has no specification was made, not imported.
+    imported = [name for name, module in new
+                if attribute(module, "__spec__") is not None and not file_of(module).startswith((TASK, "/opt/"))]
     return escaped(dict(loads(ready), imported=imported)).encode()
 
 

@@ -44,7 +44,7 @@ fn is_within_bounds(request: &Request) -> bool {
         }
         Request::Execute { files, command } => have_name(files) && is_command(command, Role::Instance),
         Request::Fork { files, limits, .. } => have_name(files) && are_limits(limits),
-        Request::KeepSpares { count, .. } => *count <= 64,
+        Request::Keep { spares, slots, .. } => *spares <= 64 && *slots <= 64,
         Request::StopZygote { .. }
         | Request::Check { .. }
         | Request::Stats { .. }

@@ -1,15 +1,16 @@
 //! What the engine works out about a function once per revision: its lock, its own names, what it imports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use sock_isolation::Limits;
+use sock_pkgcache::{DistName, View, ViewEntry};
 use sock_zygote::frames::{FunctionInfo, Init};
 use sock_zygote::scan::{Source, Sources, scan};
 use sock_zygote::{Candidate, Distribution, Import, Lock};
 
-use super::zygotes::{Key, Wish};
+use super::planner::imports_and;
 use crate::runner::Function;
 
 /// A function made ready for instances.
@@ -22,6 +23,8 @@ pub(crate) struct Prepared {
     pub(crate) limits: Limits,
     /// Name of its view at the launcher.
     pub(crate) view: Option<String>,
+    /// Which distributions of its lock each one says it requires.
+    pub(crate) requires: BTreeMap<String, BTreeSet<String>>,
 }
 
 // A bundle's sources are read to be scanned: more than this is data in a .py file.
@@ -51,24 +54,31 @@ impl Prepared {
         let cpu_millis = (function.memory_mb * 1000 / 1769).max(1000);
         let limits = Limits { memory: u64::from(function.memory_mb) << 20, cpu_millis, ..Limits::default() };
         let candidate = Candidate { lock, env: env.clone(), own };
+        let requires = view.map(|view| requires(view, data)).unwrap_or_default();
         let view = view.map(|view| view.id.to_string());
         let init = Init { handler: function.handler.clone(), env, function: info, tell: false };
-        Self { function, candidate, imports, init, limits, view }
+        Self { function, candidate, imports, init, limits, view, requires }
     }
 
-    /// What a zygote of its own would be.
-    pub(crate) fn key(&self) -> Key {
-        let view = if self.imports.is_empty() { None } else { self.view.clone() };
-        Key { runtime: self.function.runtime.clone(), view, imports: self.imports.clone() }
+    /// What an instance is sent to become the function, and whether it shall tell what that imported.
+    pub(crate) fn init(&self, tell: bool) -> Result<Vec<u8>, String> {
+        let init = Init { tell, ..self.init.clone() };
+        serde_json::to_vec(&init).map_err(|error| error.to_string())
     }
 
-    /// A zygote of its own.
-    pub(crate) fn wish(&self) -> Wish {
-        // What all functions of this server have alike: imports such as powertools' read it.
+    /// What a zygote of its own would import: what the sources import, and what was seen to be imported `beyond` that.
+    pub(crate) fn imports_with(&self, beyond: Option<&BTreeSet<String>>) -> Vec<Import> {
+        let is_own =
+            |module: &&String| self.candidate.own.contains(module.split('.').next().unwrap_or_default());
+        let beyond = beyond.into_iter().flatten().filter(|module| !is_own(module)).cloned().collect();
+        imports_and(&self.imports, &beyond)
+    }
+
+    /// What all functions of this server have alike: imports such as powertools' read it.
+    pub(crate) fn shared_environment(&self) -> BTreeMap<String, String> {
         let names = ["AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "AWS_REGION"];
         let variable = |name: &str| Some((name.to_owned(), self.candidate.env.get(name)?.clone()));
-        let lock = if self.imports.is_empty() { Lock::new() } else { self.candidate.lock.clone() };
-        Wish { key: self.key(), lock, env: names.into_iter().filter_map(variable).collect() }
+        names.into_iter().filter_map(variable).collect()
     }
 }
 
@@ -79,6 +89,41 @@ fn distribution(entry: &sock_pkgcache::ViewEntry) -> (String, Distribution) {
         modules: entry.modules.clone(),
     };
     (entry.name.to_string(), distribution)
+}
+
+/// As far as their metadata says. What is required under a condition counts where it is there: a node that has too much is less of use,
+/// one that has too little fails to import.
+fn requires(view: &View, data: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let names: BTreeSet<String> = view.entries.iter().map(|entry| entry.name.to_string()).collect();
+    let of = |entry: &ViewEntry| {
+        let text = metadata(&data.join("packages").join(&entry.dir)).unwrap_or_default();
+        let required = required(&text).filter(|name| names.contains(name) && *name != entry.name.to_string());
+        (entry.name.to_string(), required.collect())
+    };
+    view.entries.iter().map(of).collect()
+}
+
+// With the description, which is the largest part of it.
+const MAX_METADATA: u64 = 1 << 20;
+
+fn metadata(root: &Path) -> Option<String> {
+    let directories = std::fs::read_dir(root).ok()?.flatten();
+    let info = directories
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|kind| kind == "dist-info"))?;
+    let path = info.join("METADATA");
+    if path.metadata().ok()?.len() > MAX_METADATA { None } else { std::fs::read_to_string(path).ok() }
+}
+
+/// Normalised names in the `Requires-Dist` fields of core metadata. PEP 508.
+fn required(metadata: &str) -> impl Iterator<Item = String> {
+    let fields = metadata.lines().take_while(|line| !line.is_empty());
+    let required = fields.filter_map(|line| line.strip_prefix("Requires-Dist:"));
+    required.filter_map(|requirement| {
+        let name =
+            requirement.trim().split(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c)).next()?;
+        DistName::parse(name).ok().map(|name| name.to_string())
+    })
 }
 
 fn log_stream(function: &Function) -> String {

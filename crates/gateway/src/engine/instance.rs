@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sock_isolation::launcher::wire::{Files, InstanceId, Reply, Request};
 use sock_isolation::{Command, Role};
-use sock_zygote::frames::Kind;
+use sock_zygote::frames::{Kind, Ready};
 use sock_zygote::runtime::{self, Entry};
 
 use super::ending::{Ended, ended};
@@ -79,16 +79,6 @@ impl Engine {
         phases: &mut Phases,
     ) -> Result<(Instance, StartKind), StartFailure> {
         let prepared = self.prepared(function).await?;
-        if !function.fresh && self.zygotes.should_start(&prepared.key()) {
-            // First use after a restart, or the zygote died: this invocation makes do with the best there is.
-            let argv = self.python(function)?.argv(Entry::Zygote);
-            let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
-            tokio::spawn(async move {
-                if let Err(error) = zygotes.ensure(prepared.wish(), argv).await {
-                    tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
-                }
-            });
-        }
         self.start_instance(&prepared, phases).await
     }
 
@@ -98,14 +88,14 @@ impl Engine {
         prepared: &Prepared,
         phases: &mut Phases,
     ) -> Result<(Instance, StartKind), StartFailure> {
-        let begin = Instant::now();
+        let (begin, begun) = (Instant::now(), Instant::now());
         let function = &prepared.function;
         let mut attempt = 1;
-        let (mut instance, kind) = loop {
+        let (mut instance, kind, zygote) = loop {
             let forking = !function.fresh && attempt < ATTEMPTS;
-            let choose = || self.zygotes.choose(prepared);
-            match self.obtain(prepared, forking.then(choose).flatten()).await {
-                Ok(obtained) => break obtained,
+            let zygote = forking.then(|| self.choose(prepared)).flatten();
+            match self.obtain(prepared, zygote.clone()).await {
+                Ok((instance, kind)) => break (instance, kind, zygote),
                 Err(why) if attempt == ATTEMPTS || function.fresh => return Err(why.into()),
                 // None of the function's code has run.
                 Err(why) => tracing::warn!(function = %function.name, why, "trying another process"),
@@ -114,7 +104,8 @@ impl Engine {
         };
         phases.provision = begin.elapsed();
         let begin = Instant::now();
-        let init = serde_json::to_vec(&prepared.init).map_err(|error| error.to_string())?;
+        let tell = !function.fresh && self.wants_to_know(prepared, zygote.as_deref());
+        let init = prepared.init(tell)?;
         let limit = START.max(function.timeout);
         let import = async {
             instance.peer.send(Kind::Init, &init).await?;
@@ -123,7 +114,14 @@ impl Engine {
         let imported = tokio::time::timeout(limit, import).await;
         phases.init = begin.elapsed();
         let error = match imported {
-            Ok(Ok((Kind::Ready, _))) => return Ok((instance, kind)),
+            Ok(Ok((Kind::Ready, ready))) => {
+                // It may say anything; what it says is about its own function.
+                if tell && let Ok(ready) = serde_json::from_slice::<Ready>(&ready) {
+                    self.note_instance(prepared, zygote.as_deref(), ready.imported);
+                }
+                self.note_start(function, begun.elapsed());
+                return Ok((instance, kind));
+            }
             Ok(Ok((Kind::InitError, error))) => {
                 StartError::Init { error, output: instance.peer.take_output() }
             }

@@ -1,26 +1,25 @@
 //! The zygotes that are there, and which of them serves a function.
 //!
 //! They are a tree. The root has no packages and is always there; each other one was forked from the one that has most of what it
-//! shall import, and imports the rest. One is grown for each pair of a view and a list of imports that a deployed function
-//! has; others may use it where the sharing rule allows. Selection is best match: of the sound ones, the one that has most of
-//! what the function imports.
+//! shall import, and imports the rest. Which ones there should be is the [`planner`](super::planner)'s to say. Selection is best
+//! match: of those that the sharing rule allows, the one that saves most time.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sock_isolation::launcher::wire::{Files, ForkZygote, Request, StartZygote, ZygoteId};
 use sock_isolation::{Command, Limits, Role};
 use sock_zygote::frames::{ImportList, Kind};
 use sock_zygote::runtime::{self, Entry};
-use sock_zygote::{Candidate, Facts, Import, Lock, Node, sound};
+use sock_zygote::tree::{self, Costs, Grown, Module, NodeSpec, Want};
+use sock_zygote::{Candidate, Facts, Lock, Node, sound};
 
-use super::START;
-use super::function::Prepared;
 use super::launcher::{Launcher, LauncherError};
 use super::process::{Peer, PeerError};
 use super::python::Python;
+use super::{START, lock};
 
 /// A zygote could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -48,48 +47,34 @@ const IMPORT_SECONDS: u64 = 60;
 /// What could not be imported now is not tried again at every request.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Each costs memory and a block of user ids. Beyond this, functions fork from the best that is there.
-const MAX_ZYGOTES: usize = 64;
-
-/// Slots kept ready for each; a burst beyond them waits about a millisecond for each more.
+/// Slots kept ready for one that serves functions; a burst beyond them waits about a millisecond for each more.
 const SLOTS: u32 = 4;
-
-/// Spares kept for each: one makes the usual case quick, where requests come one by one, at the price of about 2 MB.
-const SPARES: u32 = 1;
-
-/// What makes two zygotes the same.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
-    pub(crate) runtime: String,
-    pub(crate) view: Option<String>,
-    pub(crate) imports: Vec<Import>,
-}
-
-impl Key {
-    /// Of the one without packages, which may serve every function.
-    pub(crate) fn root(runtime: &str) -> Self {
-        Self { runtime: runtime.to_owned(), view: None, imports: Vec::new() }
-    }
-}
 
 /// A zygote that there shall be.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
-    pub(crate) key: Key,
+    pub(crate) spec: NodeSpec,
     /// What its view holds.
     pub(crate) lock: Lock,
+    /// The view's name at the launcher, and its layers.
+    pub(crate) view: Option<(String, Vec<String>)>,
     /// Variables that it shall have besides those that all have.
     pub(crate) env: BTreeMap<String, String>,
 }
 
 impl Wish {
+    pub(crate) fn root(runtime: &str) -> Self {
+        let (lock, env) = (Lock::new(), BTreeMap::new());
+        Self { spec: NodeSpec::root(runtime), lock, view: None, env }
+    }
+
     fn files(&self) -> Files {
-        Files { view: self.key.view.clone(), ..Files::default() }
+        Files { view: self.view.as_ref().map(|(name, _)| name.clone()), ..Files::default() }
     }
 }
 
 /// One that has imported what it was to.
-struct Grown {
+struct Raised {
     id: ZygoteId,
     peer: Peer,
     env: BTreeMap<String, String>,
@@ -100,15 +85,34 @@ struct Grown {
 #[derive(Debug)]
 pub(crate) struct Zygote {
     pub(crate) id: ZygoteId,
-    key: Key,
-    node: Node,
-    modules: BTreeSet<String>,
+    pub(crate) spec: NodeSpec,
+    pub(crate) node: Node,
+    /// The modules that it and those above it have imported when they were told to: not those that the runtime has, or that a package
+    /// makes up.
+    pub(crate) imported: BTreeSet<String>,
+    /// The same, as the policy has them.
+    pub(crate) modules: BTreeSet<Module>,
     /// What lives in its namespaces: instances, and zygotes that were forked from it. Its end would be theirs.
     pub(crate) users: AtomicUsize,
+    /// Instances that it was asked for.
+    pub(crate) forks: AtomicU64,
     /// The one in whose namespaces it lives.
-    _parent: Option<Using>,
+    parent: Option<Using>,
+    /// What the launcher was last told to keep of it: spares, slots.
+    kept: Mutex<(u32, u32)>,
     /// Dropped with the zygote, which sees it close and ends; its log is read until then.
     control: tokio::task::AbortHandle,
+}
+
+impl Zygote {
+    /// The one that it was forked from.
+    pub(crate) fn parent(&self) -> Option<&Self> {
+        self.parent.as_ref().map(|using| &*using.0)
+    }
+
+    pub(crate) fn grown(&self) -> Grown<'_> {
+        Grown { spec: &self.spec, modules: &self.modules }
+    }
 }
 
 /// Counts an instance or a zygote among those that live in a zygote's namespaces, for as long as it is there.
@@ -134,154 +138,229 @@ impl Drop for Zygote {
     }
 }
 
+/// Those that may serve a function best, by its revision.
+type Choices = HashMap<String, Vec<Arc<Zygote>>>;
+
 pub(crate) struct Zygotes {
     launcher: Launcher,
     next: AtomicU32,
-    running: Mutex<BTreeMap<Key, Arc<Zygote>>>,
+    running: Mutex<Vec<Arc<Zygote>>>,
+    /// Those that only live on for what lives in their namespaces.
+    leaving: Mutex<Vec<Arc<Zygote>>>,
+    /// Good until what runs changes.
+    choices: Mutex<Choices>,
+    /// Told when one has ended by itself.
+    changed: Arc<tokio::sync::Notify>,
     /// When the start of one failed last.
-    failed: Mutex<BTreeMap<Key, Instant>>,
+    failed: Mutex<BTreeMap<NodeSpec, Instant>>,
     /// Held while one is started, so that two deploys do not start the same.
     starting: tokio::sync::Mutex<()>,
 }
 
 impl Zygotes {
-    pub(crate) fn new(launcher: Launcher) -> Self {
-        let (next, running) = (AtomicU32::new(1), Mutex::default());
-        Self { launcher, next, running, failed: Mutex::default(), starting: tokio::sync::Mutex::default() }
+    pub(crate) fn new(launcher: Launcher, changed: Arc<tokio::sync::Notify>) -> Self {
+        Self {
+            launcher,
+            next: AtomicU32::new(1),
+            running: Mutex::default(),
+            leaving: Mutex::default(),
+            changed,
+            choices: Mutex::default(),
+            failed: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Zygote>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All that run.
+    pub(crate) fn running(&self) -> Vec<Arc<Zygote>> {
+        lock(&self.running).clone()
     }
 
-    /// Whether there is none for `key` and one may well be started.
-    pub(crate) fn should_start(&self, key: &Key) -> bool {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = failed.get(key).is_some_and(|at| at.elapsed() < RETRY);
-        !lately && !self.lock().contains_key(key)
+    /// Changes what runs.
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<Zygote>>) -> T) -> T {
+        let mut running = lock(&self.running);
+        let result = change(&mut running);
+        lock(&self.choices).clear();
+        result
     }
 
-    /// The best of those that may serve a function.
-    pub(crate) fn choose(&self, prepared: &Prepared) -> Option<Arc<Zygote>> {
-        let Prepared { function, candidate, imports, .. } = prepared;
-        let running = self.lock();
-        let of_runtime = running.values().filter(|zygote| zygote.key.runtime == function.runtime);
-        let sound = of_runtime.filter(|zygote| match sound(&zygote.node, candidate) {
-            Ok(()) => true,
-            Err(reason) => {
-                tracing::trace!(zygote = zygote.id, %reason, "not sound");
-                false
-            }
-        });
-        let wanted = |zygote: &Zygote| imports.iter().filter(|i| zygote.modules.contains(&i.module)).count();
-        // Among equals the one that has less: forking costs by memory.
-        let best = sound.max_by_key(|zygote| (wanted(zygote), std::cmp::Reverse(zygote.modules.len())));
-        best.map(Arc::clone)
+    pub(crate) fn count(&self, spec: &NodeSpec) -> usize {
+        lock(&self.running).iter().filter(|zygote| zygote.spec == *spec).count()
+    }
+
+    /// Whether one that `spec` describes failed to start a moment ago.
+    pub(crate) fn failed_lately(&self, spec: &NodeSpec) -> bool {
+        lock(&self.failed).get(spec).is_some_and(|at| at.elapsed() < RETRY)
+    }
+
+    /// The best of those that may serve a function, of equal ones that with fewest users. `weigh` gives the function as the policy
+    /// sees it, and what modules cost.
+    pub(crate) fn choose(
+        &self,
+        revision: &str,
+        candidate: &Candidate,
+        weigh: impl FnOnce() -> (Want, Arc<Costs>),
+    ) -> Option<Arc<Zygote>> {
+        let least = |equal: &[Arc<Zygote>]| {
+            equal.iter().min_by_key(|zygote| zygote.users.load(Ordering::Relaxed)).map(Arc::clone)
+        };
+        if let Some(known) = lock(&self.choices).get(revision) {
+            return least(known);
+        }
+        let running = lock(&self.running);
+        let (want, costs) = weigh();
+        let sound: Vec<&Arc<Zygote>> = running
+            .iter()
+            .filter(|zygote| {
+                let reason = sound(&zygote.node, candidate).err();
+                if let Some(reason) = &reason {
+                    tracing::trace!(zygote = zygote.id, %reason, "not sound");
+                }
+                reason.is_none()
+            })
+            .collect();
+        let grown: Vec<Grown<'_>> = sound.iter().map(|zygote| zygote.grown()).collect();
+        let best = tree::best(&grown, &want, &costs).map(|at| &sound[at].spec);
+        let equal = sound.iter().filter(|zygote| Some(&zygote.spec) == best);
+        let equal: Vec<Arc<Zygote>> = equal.map(|zygote| Arc::clone(zygote)).collect();
+        let chosen = least(&equal);
+        lock(&self.choices).insert(revision.to_owned(), equal);
+        chosen
     }
 
     /// Makes sure that there is the root zygote of an interpreter.
     pub(crate) async fn ensure_root(self: &Arc<Self>, python: &Python) -> Result<(), ZygoteError> {
-        let key = Key::root(&python.runtime);
-        let root = Wish { key, lock: Lock::new(), env: BTreeMap::new() };
-        self.ensure(root, python.argv(Entry::Zygote)).await
+        if self.count(&NodeSpec::root(&python.runtime)) > 0 {
+            return Ok(());
+        }
+        self.add(Wish::root(&python.runtime), None, python).await.map(drop)
     }
 
-    /// Makes sure that there is a zygote for `wish`; `argv` starts the first of its runtime.
-    pub(crate) async fn ensure(self: &Arc<Self>, wish: Wish, argv: Vec<String>) -> Result<(), ZygoteError> {
+    /// One more zygote for `wish`, forked from the best there is; in the plan it is below `above`.
+    pub(crate) async fn add(
+        self: &Arc<Self>,
+        wish: Wish,
+        above: Option<&NodeSpec>,
+        python: &Python,
+    ) -> Result<Arc<Zygote>, ZygoteError> {
         let _starting = self.starting.lock().await;
-        {
-            let running = self.lock();
-            if running.contains_key(&wish.key) || running.len() >= MAX_ZYGOTES {
-                return Ok(());
-            }
-        }
-        let grown = self.grow(&wish, argv).await;
-        let grown = match grown {
-            Ok(grown) => grown,
+        let begin = Instant::now();
+        let raised = match self.raise(&wish, above, python).await {
+            Ok(raised) => raised,
             Err(error) => {
-                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut failed = lock(&self.failed);
                 failed.retain(|_, at| at.elapsed() < RETRY);
-                failed.insert(wish.key, Instant::now());
+                failed.insert(wish.spec, Instant::now());
                 return Err(error);
             }
         };
-        let Grown { id, peer, env, facts, parent } = grown;
+        let Raised { id, peer, env, facts, parent } = raised;
         let above = parent.as_ref().map(|using| using.0.id);
-        tracing::info!(
-            zygote = id,
-            above,
-            imported = facts.imported.len(),
-            safe = facts.safe,
-            "zygote started"
-        );
+        let (imported, safe, ms) = (facts.imported.len(), facts.safe, begin.elapsed().as_millis() as u64);
+        tracing::info!(zygote = id, above, imported, safe, ms, "zygote started");
+        let names = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect::<Vec<_>>().join(" ");
+        let imports = names(&mut wish.spec.imports.iter().map(|import| &import.module));
+        tracing::debug!(zygote = id, imports, packages = names(&mut wish.spec.lock.keys()), "what it is for");
         for (module, error) in &facts.errors {
             tracing::debug!(zygote = id, module, error, "not imported ahead");
         }
-        if facts.safe {
-            self.launcher.tell(Request::KeepSpares { zygote: id, count: SPARES });
-        }
-        let modules = facts.imported.iter().chain(&facts.baseline).cloned().collect();
-        let Wish { key, lock, .. } = wish;
-        let node = Node { lock, env, facts };
+        let Wish { spec, lock: wheels, .. } = wish;
+        let inherited = parent.iter().flat_map(|using| &using.0.imported);
+        let imported: BTreeSet<String> = inherited.chain(facts.costs.keys()).cloned().collect();
+        let modules = Want::modules_of(&wheels, &[], &imported);
+        let modules = Want { lock: spec.lock.clone(), modules, ..Want::default() }.imported();
+        let node = Node { lock: wheels, env, facts };
         // It may end at once, and can be forgotten only when it is there.
-        let mut running = self.lock();
-        let control = tokio::spawn(Self::attend(Arc::clone(self), key.clone(), id, peer)).abort_handle();
-        let users = AtomicUsize::new(0);
-        let zygote =
-            Arc::new(Zygote { id, key: key.clone(), node, modules, users, _parent: parent, control });
-        running.insert(key, zygote);
-        Ok(())
+        self.change(|running| {
+            let control = tokio::spawn(Self::attend(Arc::clone(self), id, peer)).abort_handle();
+            let zygote = Arc::new(Zygote {
+                id,
+                spec,
+                node,
+                imported,
+                modules,
+                users: AtomicUsize::new(0),
+                forks: AtomicU64::new(0),
+                parent,
+                kept: Mutex::new((0, SLOTS)),
+                control,
+            });
+            running.push(Arc::clone(&zygote));
+            Ok(zygote)
+        })
     }
 
-    /// The zygote that one for `wish` is best forked from: of those that import nothing that it shall not, and that may serve it, the
-    /// one that has most.
-    fn parent(&self, wish: &Wish) -> Option<Arc<Zygote>> {
-        let Wish { key, lock, env } = wish;
-        let wanted: BTreeSet<&str> = key.imports.iter().map(|import| import.module.as_str()).collect();
-        let own = BTreeSet::new();
+    /// Nothing is forked from `zygote` any more; it ends when nothing lives in its namespaces.
+    pub(crate) fn leave(&self, zygote: &Arc<Zygote>) {
+        self.change(|running| running.retain(|other| other.id != zygote.id));
+        lock(&self.leaving).push(Arc::clone(zygote));
+    }
+
+    /// Has so many spares of `zygote` kept, and slots if it serves any function.
+    pub(crate) fn keep(&self, zygote: &Zygote, spares: u32, serves: bool) {
+        let wanted = if zygote.node.facts.safe { (spares, if serves { SLOTS } else { 0 }) } else { (0, 0) };
+        let mut kept = lock(&zygote.kept);
+        if *kept != wanted {
+            *kept = wanted;
+            let (spares, slots) = wanted;
+            self.launcher.tell(Request::Keep { zygote: zygote.id, spares, slots });
+        }
+    }
+
+    /// The zygote that one for `wish` is best forked from: of those that may serve it and that import nothing that it shall not, as the
+    /// plan knows of `above`, the one that has most.
+    fn parent(&self, wish: &Wish, above: Option<&NodeSpec>) -> Option<Arc<Zygote>> {
+        let wanted: BTreeSet<&str> = wish.spec.imports.iter().map(|import| import.module.as_str()).collect();
         let candidate = |zygote: &Zygote| Candidate {
-            lock: lock.clone(),
-            env: zygote
-                .node
-                .env
-                .iter()
-                .chain(env)
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
-            own: own.clone(),
+            lock: wish.lock.clone(),
+            env: together(&zygote.node.env, &wish.env),
+            own: BTreeSet::new(),
         };
-        let running = self.lock();
-        let fit = running.values().filter(|zygote| {
-            zygote.key.runtime == key.runtime
-                && zygote.key.imports.iter().all(|import| wanted.contains(import.module.as_str()))
+        let running = lock(&self.running);
+        let fit = running.iter().filter(|zygote| {
+            let spec = &zygote.spec;
+            spec.runtime == wish.spec.runtime
+                && (spec.lock.is_empty() || spec.tenant == wish.spec.tenant)
+                && *spec != wish.spec
+                && (Some(spec) == above
+                    || spec.imports.iter().all(|import| wanted.contains(import.module.as_str())))
                 && sound(&zygote.node, &candidate(zygote)).is_ok()
         });
         fit.max_by_key(|zygote| zygote.modules.len()).map(Arc::clone)
     }
 
     /// Forks it from the best there is, or from the root; where there is none, starts it.
-    async fn grow(&self, wish: &Wish, argv: Vec<String>) -> Result<Grown, ZygoteError> {
-        let Some(best) = self.parent(wish) else { return self.start(wish, argv).await };
-        let root = Key::root(&wish.key.runtime);
+    async fn raise(
+        &self,
+        wish: &Wish,
+        above: Option<&NodeSpec>,
+        python: &Python,
+    ) -> Result<Raised, ZygoteError> {
+        if let Some((view, layers)) = &wish.view {
+            let (view, layers) = (view.clone(), layers.clone());
+            self.launcher.call(Request::AddView { view, layers }).await?;
+        }
+        let Some(best) = self.parent(wish, above) else { return self.start(wish, python).await };
         let forked = self.fork(wish, Arc::clone(&best)).await;
         match forked {
-            Err(error) if best.key != root => {
+            Err(error) if !best.spec.is_root() => {
                 tracing::warn!(zygote = best.id, %error, "another one is not forked from it");
-                let root = self.lock().get(&root).map(Arc::clone);
+                let root = NodeSpec::root(&wish.spec.runtime);
+                let root = lock(&self.running).iter().find(|zygote| zygote.spec == root).map(Arc::clone);
                 match root {
                     Some(root) => self.fork(wish, root).await,
-                    None => self.start(wish, argv).await,
+                    None => self.start(wish, python).await,
                 }
             }
             forked => forked,
         }
     }
 
-    async fn start(&self, wish: &Wish, argv: Vec<String>) -> Result<Grown, ZygoteError> {
+    async fn start(&self, wish: &Wish, python: &Python) -> Result<Raised, ZygoteError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let env = runtime::environment(Entry::Zygote);
         let command = Command {
-            argv,
+            argv: python.argv(Entry::Zygote),
             env: env.clone(),
             directory: "/".into(),
             role: Role::Zygote,
@@ -292,11 +371,10 @@ impl Zygotes {
         let (_, fds) = self.launcher.call(Request::StartZygote(start)).await?;
         let mut peer = Peer::new(fds)?;
         let facts = self.import(id, &mut peer, wish).await?;
-        let env = env.into_iter().chain(wish.env.clone()).collect();
-        Ok(Grown { id, peer, env, facts, parent: None })
+        Ok(Raised { id, peer, env: env.into_iter().chain(wish.env.clone()).collect(), facts, parent: None })
     }
 
-    async fn fork(&self, wish: &Wish, parent: Arc<Zygote>) -> Result<Grown, ZygoteError> {
+    async fn fork(&self, wish: &Wish, parent: Arc<Zygote>) -> Result<Raised, ZygoteError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let fork =
             ForkZygote { zygote: id, parent: parent.id, files: wish.files(), limits: limits(), slots: SLOTS };
@@ -309,9 +387,7 @@ impl Zygotes {
             return Err(error);
         }
         let facts = self.import(id, &mut peer, wish).await?;
-        let env = parent.node.env.iter().chain(&wish.env);
-        let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
-        Ok(Grown { id, peer, env, facts, parent: Some(using) })
+        Ok(Raised { id, peer, env: together(&parent.node.env, &wish.env), facts, parent: Some(using) })
     }
 
     /// Has a forked zygote looked at once it says that it has dropped everything.
@@ -331,34 +407,51 @@ impl Zygotes {
     }
 
     /// Reads a zygote's output until it ends, and then forgets it: the next that needs it starts another.
-    async fn attend(self: Arc<Self>, key: Key, id: ZygoteId, mut peer: Peer) {
+    async fn attend(self: Arc<Self>, id: ZygoteId, mut peer: Peer) {
         let end = peer.receive().await;
         let said = String::from_utf8_lossy(&peer.take_output().text).into_owned();
         tracing::warn!(zygote = id, ?end, said, "zygote ended");
-        let mut running = self.lock();
-        if running.get(&key).is_some_and(|zygote| zygote.id == id) {
-            running.remove(&key);
-        }
+        self.change(|running| running.retain(|zygote| zygote.id != id));
+        lock(&self.leaving).retain(|zygote| zygote.id != id);
+        self.changed.notify_one();
     }
 
-    /// Ends the zygotes that no function wants any more and in whose namespaces no instance lives.
-    pub(crate) fn retire(&self, wanted: &BTreeSet<Key>) {
-        let mut running = self.lock();
-        running.retain(|key, zygote| {
-            let keep = *key == Key::root(&key.runtime)
-                || wanted.contains(key)
-                || zygote.users.load(Ordering::Acquire) > 0;
-            if !keep {
-                tracing::info!(zygote = zygote.id, "zygote retired");
+    /// Ends those that `wanted` does not count, and in whose namespaces nothing lives.
+    pub(crate) fn retire(&self, wanted: &BTreeMap<NodeSpec, u32>) {
+        lock(&self.leaving).retain(|zygote| {
+            let used = zygote.users.load(Ordering::Acquire) > 0;
+            if !used {
                 self.launcher.tell(Request::StopZygote { zygote: zygote.id });
             }
-            keep
+            used
+        });
+        self.change(|running| {
+            let mut left = wanted.clone();
+            running.retain(|zygote| {
+                let keep = zygote.spec.is_root()
+                    || left.get_mut(&zygote.spec).is_some_and(|count| {
+                        let more = *count > 0;
+                        *count = count.saturating_sub(1);
+                        more
+                    })
+                    || zygote.users.load(Ordering::Acquire) > 0;
+                if !keep {
+                    tracing::info!(zygote = zygote.id, "zygote retired");
+                    self.launcher.tell(Request::StopZygote { zygote: zygote.id });
+                }
+                keep
+            });
         });
     }
 
     /// Forgets a zygote that does not answer, and ends it with its instances.
     pub(crate) fn discard(&self, zygote: &Zygote) {
-        if self.lock().remove(&zygote.key).is_some() {
+        let there = self.change(|running| {
+            let before = running.len();
+            running.retain(|other| other.id != zygote.id);
+            running.len() < before
+        });
+        if there {
             self.launcher.tell(Request::StopZygote { zygote: zygote.id });
         }
     }
@@ -369,8 +462,12 @@ fn limits() -> Limits {
     Limits { memory: 4 << 30, processes: 4096, files: 4096, ..Limits::default() }
 }
 
+fn together(env: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    env.iter().chain(more).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 async fn import(peer: &mut Peer, wish: &Wish) -> Result<Facts, ZygoteError> {
-    let list = ImportList { imports: wish.key.imports.clone(), env: wish.env.clone() };
+    let list = ImportList { imports: wish.spec.imports.clone(), env: wish.env.clone() };
     let list = serde_json::to_vec(&list)?;
     let exchange = async {
         peer.send(Kind::Import, &list).await?;

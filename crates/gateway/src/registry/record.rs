@@ -17,9 +17,13 @@ use crate::runner::Function;
 pub(crate) const TAG_FRESH: &str = "sock:fresh";
 /// With the value `true`: `POST /run/{name}` asks for no key.
 pub(crate) const TAG_PUBLIC: &str = "sock:public";
+/// With the value `true`: each invocation gets an instance of its own.
+pub(crate) const TAG_SINGLE_USE: &str = "sock:single-use";
+/// Its value is the tenant's name.
+pub(crate) const TAG_TENANT: &str = "sock:tenant";
 
 /// Tags that the server itself looks at.
-pub(crate) const MARKS: [&str; 2] = [TAG_FRESH, TAG_PUBLIC];
+pub(crate) const MARKS: [&str; 4] = [TAG_FRESH, TAG_PUBLIC, TAG_SINGLE_USE, TAG_TENANT];
 
 /// A function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +160,8 @@ impl Record {
     /// A deployment of this function as the runner takes it.
     pub(crate) fn function(&self, deployment: &Deployment, realm: &Realm) -> Function {
         let Deployment { revision, config, code, packages, .. } = deployment;
+        let marks = deployment.marks.as_ref().unwrap_or(&self.tags);
+        let marked = |name: &str| marks.get(name).is_some_and(|value| value == "true");
         Function {
             name: self.name.clone(),
             arn: realm.arn(&self.name),
@@ -169,10 +175,9 @@ impl Record {
             code_sha256: code.sha256.clone(),
             code_dir: Path::new("code").join(&code.sha256),
             view: packages.as_ref().map(|installed| installed.view.clone()),
-            fresh: match &deployment.marks {
-                Some(marks) => marks.get(TAG_FRESH).is_some_and(|value| value == "true"),
-                None => self.tag(TAG_FRESH),
-            },
+            fresh: marked(TAG_FRESH),
+            single_use: marked(TAG_SINGLE_USE),
+            tenant: marks.get(TAG_TENANT).filter(|tenant| !tenant.is_empty()).cloned(),
             revision: revision.clone(),
         }
     }

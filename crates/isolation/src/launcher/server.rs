@@ -316,7 +316,7 @@ impl Server {
             Request::ForkZygote(fork) => self.fork_zygote(id, fork).map(later),
             Request::Admit { zygote } => self.admit(id, zygote).map(later),
             Request::StopZygote { zygote } => self.stop_zygote(zygote).map(done),
-            Request::KeepSpares { zygote, count } => self.keep_spares(zygote, count).map(done),
+            Request::Keep { zygote, spares, slots } => self.keep(zygote, spares, slots).map(done),
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(later),
             Request::Execute { files, command } => self.execute(id, &files, command).map(later),
             Request::Check { instance } => {

@@ -27,8 +27,8 @@ impl Request {
             }
             Self::StartZygote(start) => command(&start.command, Role::Zygote).and(files(&start.files)),
             Self::ForkZygote(fork) => bounds(&fork.limits).and(files(&fork.files)),
-            Self::KeepSpares { count, .. } if *count > MAX_READY => {
-                Err(format!("{count} spares of a zygote; {MAX_READY} at most"))
+            Self::Keep { spares, slots, .. } if *spares > MAX_READY || *slots > MAX_READY => {
+                Err(format!("{spares} spares and {slots} slots of a zygote; {MAX_READY} of each at most"))
             }
             Self::Fork { files: shown, limits, .. } => bounds(limits).and(files(shown)),
             Self::Execute { files: shown, command: executed } => {
@@ -36,7 +36,7 @@ impl Request {
             }
             Self::Admit { .. }
             | Self::StopZygote { .. }
-            | Self::KeepSpares { .. }
+            | Self::Keep { .. }
             | Self::Check { .. }
             | Self::Stats { .. }
             | Self::Count

@@ -90,13 +90,15 @@ pub enum Request {
         /// Which one.
         zygote: ZygoteId,
     },
-    /// From now on keep so many spares of a zygote: forked, dropped and waiting for a function. They are forked while
-    /// nothing else is asked for. Not before the zygote has imported what it shall: a spare is a copy of it.
-    KeepSpares {
+    /// From now on keep so much of a zygote ready. It is made while nothing else is asked for; what is too many ends. No spares
+    /// before the zygote has imported what it shall: each is a copy of it.
+    Keep {
         /// Which one.
         zygote: ZygoteId,
-        /// How many; at most 64.
-        count: u32,
+        /// Processes that are forked, have dropped everything and wait for a function; at most 64.
+        spares: u32,
+        /// Slots that wait for a process; at most 64.
+        slots: u32,
     },
     /// Get an instance of a zygote: a spare if there is one, else forked now. Replies [`Reply::Instance`] with its socket and its log.
     Fork {

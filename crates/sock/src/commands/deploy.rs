@@ -42,6 +42,12 @@ pub(crate) struct Deploy {
     /// A new interpreter for each new instance, never a zygote
     #[arg(long)]
     fresh: bool,
+    /// An instance of its own for each invocation
+    #[arg(long)]
+    single_use: bool,
+    /// Whose it is: third-party code that was imported for one tenant never serves another
+    #[arg(long, value_name = "T")]
+    tenant: Option<String>,
     #[command(flatten)]
     reading: Reading,
 }
@@ -101,11 +107,15 @@ fn settings(options: &Deploy, handler: &str) -> Result<Map<String, Value>> {
 }
 
 /// What flags of a deployment become: Lambda has no settings for them.
-const MARKS: [&str; 2] = ["sock:fresh", "sock:public"];
-
 fn tags(options: &Deploy) -> Map<String, Value> {
-    let marks = MARKS.into_iter().zip([options.fresh, options.public]);
-    marks.filter(|(_, set)| *set).map(|(name, _)| (name.to_owned(), "true".into())).collect()
+    let yes = |set: bool| set.then_some("true");
+    let marks = [
+        ("sock:fresh", yes(options.fresh)),
+        ("sock:public", yes(options.public)),
+        ("sock:single-use", yes(options.single_use)),
+        ("sock:tenant", options.tenant.as_deref()),
+    ];
+    marks.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))).collect()
 }
 
 fn create(

@@ -19,6 +19,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         find_links,
         require_cgroup_limits,
         python,
+        zygote_memory,
         log_format,
         id_range,
     } = options;
@@ -35,6 +36,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
             LogFormat::Text => sock_gateway::LogFormat::Text,
             LogFormat::Json => sock_gateway::LogFormat::Json,
         },
+        zygote_memory_mb: zygote_memory,
         ids: id_range,
     })?;
     Ok(ExitCode::SUCCESS)

@@ -44,9 +44,16 @@ impl Zygote {
 }
 
 impl Server {
-    pub(super) fn keep_spares(&mut self, zygote: ZygoteId, count: u32) -> Result<(), String> {
+    pub(super) fn keep(&mut self, zygote: ZygoteId, spares: u32, slots: u32) -> Result<(), String> {
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        state.wanted_spares = count;
+        (state.wanted_spares, state.target) = (spares, slots);
+        let spares = state.spares.drain((spares as usize).min(state.spares.len())..).map(|spare| spare.slot);
+        let mut surplus: Vec<Slot> = spares.collect();
+        surplus.extend(state.ready.drain((slots as usize).min(state.ready.len())..));
+        for slot in surplus {
+            let ids = Ids::Within(zygote, slot.pair);
+            self.let_die(slot, ids);
+        }
         self.wanting.insert(zygote);
         Ok(())
     }
