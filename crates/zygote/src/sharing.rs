@@ -69,6 +69,16 @@ pub struct Node {
     pub facts: Facts,
 }
 
+impl Node {
+    /// A zygote that is forked from it, as the rule sees it: its view has `lock`, and it gets the variables `more` besides those that
+    /// it inherits. What holds native libraries to one thread is nobody's wish.
+    pub fn heir(&self, lock: &Lock, more: &BTreeMap<String, String>) -> Candidate {
+        let inherited = self.env.iter().filter(|(name, _)| !is_native(name));
+        let env = inherited.chain(more).map(|(name, value)| (name.clone(), value.clone())).collect();
+        Candidate { lock: lock.clone(), env, own: BTreeSet::new() }
+    }
+}
+
 /// A function.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Candidate {
@@ -313,6 +323,20 @@ mod tests {
                 prop_assert!(sound(&larger, &function).is_err());
             }
         }
+    }
+
+    #[test]
+    fn an_heir_has_the_variables_that_hold_libraries_to_one_thread_and_may_be_forked() {
+        let mut node = Node::default();
+        node.facts.safe = true;
+        node.facts.env.insert("*".into());
+        node.env = [("OMP_NUM_THREADS", "1"), ("LANG", "C")].map(|(a, b)| (a.into(), b.into())).into();
+        let more: BTreeMap<String, String> = [("AWS_REGION".into(), "x".into())].into();
+        assert_eq!(sound(&node, &node.heir(&Lock::new(), &BTreeMap::new())), Ok(()));
+        assert_eq!(
+            sound(&node, &node.heir(&Lock::new(), &more)),
+            Err(Unsound::Environment("AWS_REGION".into()))
+        );
     }
 
     #[test]

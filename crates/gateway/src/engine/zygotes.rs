@@ -311,11 +311,6 @@ impl Zygotes {
     /// plan knows of `above`, the one that has most.
     fn parent(&self, wish: &Wish, above: Option<&NodeSpec>) -> Option<Arc<Zygote>> {
         let wanted: BTreeSet<&str> = wish.spec.imports.iter().map(|import| import.module.as_str()).collect();
-        let candidate = |zygote: &Zygote| Candidate {
-            lock: wish.lock.clone(),
-            env: together(&zygote.node.env, &wish.env),
-            own: BTreeSet::new(),
-        };
         let running = lock(&self.running);
         let fit = running.iter().filter(|zygote| {
             let spec = &zygote.spec;
@@ -324,7 +319,13 @@ impl Zygotes {
                 && *spec != wish.spec
                 && (Some(spec) == above
                     || spec.imports.iter().all(|import| wanted.contains(import.module.as_str())))
-                && sound(&zygote.node, &candidate(zygote)).is_ok()
+                && match sound(&zygote.node, &zygote.node.heir(&wish.lock, &wish.env)) {
+                    Ok(()) => true,
+                    Err(reason) => {
+                        tracing::debug!(zygote = zygote.id, %reason, "another one is not to be forked from it");
+                        false
+                    }
+                }
         });
         fit.max_by_key(|zygote| zygote.modules.len()).map(Arc::clone)
     }
