@@ -406,6 +406,51 @@ mod tests {
     }
 
     #[test]
+    fn every_disk_is_held_back() {
+        let block = tempfile::tempdir().unwrap();
+        let disk = |name: &str, size: Option<&str>, number: &str| {
+            let directory = block.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join("dev"), format!("{number}\n")).unwrap();
+            size.into_iter().for_each(|size| fs::write(directory.join("size"), format!("{size}\n")).unwrap());
+        };
+        for (name, size, number) in [
+            ("sda", Some("500118192"), "8:0"),
+            ("nvme0n1", Some("8"), "259:0"),
+            ("loop0", Some("0"), "7:0"),
+            ("odd", None, "9:9"),
+            ("sdb", Some("16"), "8:16"),
+        ] {
+            disk(name, size, number);
+        }
+        let mut disks = disks(block.path());
+        disks.sort_unstable();
+        assert_eq!(disks, ["259:0", "8:0", "8:16"]);
+
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("io.max");
+        // Keeps what is written one after the other, as a file would not.
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut written = OpenOptions::new().read(true).write(true).open(&file).unwrap();
+        let root = directory.path().to_owned();
+        let with = |controllers: &[&str]| Hierarchy {
+            root: root.clone(),
+            controllers: controllers.iter().map(|&name| name.to_owned()).collect(),
+            disks: disks.clone(),
+        };
+        let group = Group { path: root.clone() };
+        let limits = Limits { io_bytes: Some(4096), ..Limits::default() };
+        group.limit(&with(&["io"]), &Limits::default()).unwrap();
+        group.limit(&with(&[]), &limits).unwrap();
+        group.limit(&with(&["io"]), &limits).unwrap();
+        written.write_all(b".").unwrap();
+        let expected = "259:0 rbps=4096 wbps=40968:0 rbps=4096 wbps=40968:16 rbps=4096 wbps=4096.";
+        let mut found = vec![0; expected.len()];
+        written.read_exact(&mut found).unwrap();
+        assert_eq!(String::from_utf8(found).unwrap(), expected);
+    }
+
+    #[test]
     fn what_has_not_changed_is_waited_for() {
         let (hierarchy, _) = Hierarchy::open(&find().unwrap(), "sock-test-waiting").unwrap();
         let group = hierarchy.create("1").unwrap();
