@@ -7,6 +7,7 @@ mod demo;
 mod e2e;
 mod fuzz;
 mod mutants;
+mod simulate;
 mod tasks;
 mod test;
 mod tools;
@@ -25,6 +26,8 @@ cargo xtask COMMAND
       [--smoke] [--filterset EXPR] [--kernel VERSION]… [--repeat N] [--shell-on-failure]
   mutants [NAME…]    break the system in one place after another; the tests have to notice
   bench SCENARIO     what things cost, beside their peers: container [latency|throughput|crowd]
+  simulate           what the tree of zygotes is worth, on a synthetic trace
+      [--functions N] [--seconds S] [--budget MB] [--seed N]
   fuzz [TARGET…]     look for inputs that break a parser's promises, a minute for each target
       [--seconds N] [--merge]
   check              fmt, clippy, rustdoc, cargo-deny, each crate alone
@@ -48,6 +51,7 @@ fn run() -> Result<()> {
         "check" => check::run(),
         "ci" => ci::run(),
         "bench" => bench::run(&rest),
+        "simulate" => simulate::run(&rest),
         "fuzz" => fuzz::run(&rest),
         "e2e" => e2e::run(&rest),
         "mutants" => mutants::run(&rest),

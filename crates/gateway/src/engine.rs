@@ -56,6 +56,10 @@ const QUEUE: Duration = Duration::from_secs(10);
 /// How often idle instances are looked at: one that died, or in which something goes on that nobody asked for, is ended then.
 const TIDY: Duration = Duration::from_secs(1);
 
+/// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
+/// for the latter.
+const START: Duration = Duration::from_secs(10);
+
 /// Processes that are tried for an invocation before it fails: a spare may have died while it waited, a zygote at any
 /// time; the last is an interpreter of its own.
 const ATTEMPTS: u32 = 3;
@@ -201,8 +205,7 @@ impl Engine {
         if prepared.function.fresh {
             return Ok(());
         }
-        let environment = prepared.shared_environment();
-        let ensured = self.zygotes.ensure(prepared.key(), prepared.zygote_lock(), environment, argv).await;
+        let ensured = self.zygotes.ensure(prepared.wish(), argv).await;
         ensured.map_err(|error| error.to_string())
     }
 

@@ -31,8 +31,6 @@ pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 pub struct Hierarchy {
     root: PathBuf,
     controllers: Vec<String>,
-    /// Whole disks, as "major:minor".
-    disks: Vec<String>,
 }
 
 /// Chooses where our groups are made. See [`Place`].
@@ -60,18 +58,27 @@ impl Hierarchy {
                 removed += Group { path: entry.path() }.destroy()?;
             }
         }
-        let mut controllers = Vec::new();
-        for name in &place.controllers {
-            // Down from the place, then down from our own parent; one that refuses (it has processes of its own, say)
-            // is one we do not have, and the limits that need it are kept by other means.
-            let enabled = [&place.directory, &root].iter().all(|directory| {
-                write(&directory.join("cgroup.subtree_control"), &format!("+{name}")).is_ok()
-            });
-            if enabled {
-                controllers.push(name.clone());
+        // Down from the place, then down from our own parent.
+        let controllers = handed_down(&place.controllers, &[&place.directory, &root]);
+        Ok((Self { root, controllers }, removed))
+    }
+
+    /// Without a parent of our own: groups are made in `place` itself.
+    pub fn in_place(place: &Place) -> Self {
+        let controllers = handed_down(&place.controllers, &[&place.directory]);
+        Self { root: place.directory.clone(), controllers }
+    }
+
+    /// Removes what owners left that were killed: groups that are called `prefix` and the number of a process which is no more.
+    pub fn sweep(&self, prefix: &str) {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+            if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+                // Another one may be sweeping, and has it then.
+                let _ = Group { path: entry.path() }.destroy();
             }
         }
-        Ok((Self { root, controllers, disks: disks(Path::new("/sys/block")) }, removed))
     }
 
     /// The controllers whose limits the kernel keeps for our groups.
@@ -266,11 +273,15 @@ impl Group {
             write(&self.path.join("cpu.weight"), &limits.cpu_weight.to_string())?;
         }
         match limits.io_bytes {
-            Some(bytes) if hierarchy.has("io") => hierarchy.disks.iter().try_for_each(|disk| {
-                write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
-            }),
+            Some(bytes) if hierarchy.has("io") => self.hold_back(&disks(Path::new("/sys/block")), bytes),
             _ => Ok(()),
         }
+    }
+
+    fn hold_back(&self, disks: &[String], bytes: u64) -> SysResult<()> {
+        disks.iter().try_for_each(|disk| {
+            write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
+        })
     }
 
     /// What it has and uses now.
@@ -373,7 +384,17 @@ impl Group {
     }
 }
 
-/// Those that something can be read from. sysfs(5)
+/// Of `controllers`, those that every one of `directories` hands down. One that refuses (it has processes of its own, say) is one we
+/// do not have, and the limits that need it are kept by other means.
+fn handed_down(controllers: &[String], directories: &[&PathBuf]) -> Vec<String> {
+    let enable = |directory: &Path, name: &str| {
+        write(&directory.join("cgroup.subtree_control"), &format!("+{name}")).is_ok()
+    };
+    let all = |name: &&String| directories.iter().all(|directory| enable(directory, name));
+    controllers.iter().filter(all).cloned().collect()
+}
+
+/// Whole disks that something can be read from, as "major:minor". sysfs(5)
 fn disks(block: &Path) -> Vec<String> {
     let entries = fs::read_dir(block).into_iter().flatten().flatten();
     let filled = entries.filter(|entry| {
@@ -432,22 +453,12 @@ mod tests {
         // Keeps what is written one after the other, as a file would not.
         nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut written = OpenOptions::new().read(true).write(true).open(&file).unwrap();
-        let root = directory.path().to_owned();
-        let with = |controllers: &[&str]| Hierarchy {
-            root: root.clone(),
-            controllers: controllers.iter().map(|&name| name.to_owned()).collect(),
-            disks: disks.clone(),
-        };
-        let group = Group { path: root.clone() };
-        let limits = Limits { io_bytes: Some(4096), ..Limits::default() };
-        group.limit(&with(&["io"]), &Limits::default()).unwrap();
-        group.limit(&with(&[]), &limits).unwrap();
-        group.limit(&with(&["io"]), &limits).unwrap();
+        Group { path: directory.path().to_owned() }.hold_back(&disks, 4096).unwrap();
         written.write_all(b".").unwrap();
         let expected = "259:0 rbps=4096 wbps=40968:0 rbps=4096 wbps=40968:16 rbps=4096 wbps=4096.";
-        let mut found = vec![0; expected.len()];
-        written.read_exact(&mut found).unwrap();
-        assert_eq!(String::from_utf8(found).unwrap(), expected);
+        let mut found = [0; 4096];
+        let length = written.read(&mut found).unwrap();
+        assert_eq!(std::str::from_utf8(&found[..length]).unwrap(), expected);
     }
 
     #[test]

@@ -228,6 +228,8 @@ impl Inner {
                 self.failures.push_back(error);
                 Ok(())
             }
+            // Nobody asks for that here.
+            Some(Event::Opened { .. }) => Ok(()),
             Some(Event::Ended { slot: number, exit }) => {
                 self.ended.insert(number, exit);
                 // One that died while it was ready: whoever holds a container asks for its end by itself.

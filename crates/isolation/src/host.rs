@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::builder::{Builder, Event, Kin, Make};
+use crate::builder::{Ask, Builder, Event, Make};
 use crate::cgroup::{self, Group, Hierarchy, NoHierarchy};
 use crate::error::{Context, SysResult, SyscallError};
 use crate::execute::detached;
@@ -84,6 +84,8 @@ pub(crate) enum Within<'a> {
     NewFamily,
     /// In an existing one, whose user may start processes in it.
     Family(&'a Group, u32),
+    /// In a new group in an existing one, whose user may start the first process: for a zygote that is forked from another one.
+    NewFamilyIn(&'a Group, u32),
 }
 
 /// The namespaces that a container is made in: a zygote's, for the slots that it forks into.
@@ -150,11 +152,15 @@ impl Host {
                 (family.create(OWN)?, Some(family))
             }
             Within::Family(family, _) => (family.create(&name)?, None),
+            Within::NewFamilyIn(parent, _) => {
+                let family = parent.create(&name)?;
+                (family.create(OWN)?, Some(family))
+            }
         };
         let ground = Ground { number, group, family, var };
         let made = ground.var.as_deref().map_or(Ok(()), make_var).and_then(|()| match within {
-            Within::Family(_, uid) => ground.group.let_join(uid),
-            _ => Ok(()),
+            Within::Family(_, uid) | Within::NewFamilyIn(_, uid) => ground.group.let_join(uid),
+            Within::Host | Within::NewFamily => Ok(()),
         });
         match made {
             Ok(()) => Ok(ground),
@@ -186,19 +192,17 @@ impl Host {
         let mut fds = vec![group.as_fd()];
         fds.extend(var.as_ref().map(AsFd::as_fd));
         let family = ground.family.as_ref().map(Group::directory).transpose()?;
-        let kin = match (&parent, &family) {
-            (Some(parent), _) => {
-                fds.extend([parent.user, parent.pids]);
-                Kin::Child
-            }
-            (None, Some(family)) => {
-                fds.push(family.as_fd());
-                Kin::Parent
-            }
-            (None, None) => Kin::Alone,
-        };
+        fds.extend(family.as_ref().map(AsFd::as_fd));
+        fds.extend(parent.iter().flat_map(|parent| [parent.user, parent.pids]));
         fds.extend(payload_fds);
-        self.builder.make(&Make { slot: ground.number, map, outside, kin, spec, payload }, &fds)
+        let (family, within) = (family.is_some(), parent.is_some());
+        let make = Make { slot: ground.number, map, outside, family, within, spec, payload };
+        self.builder.ask(&Ask::Make(make), &fds)
+    }
+
+    /// Has a finished container opened for others that are made in it; the builder answers by an [`Event`].
+    pub(crate) fn open(&self, slot: u64, user: BorrowedFd<'_>, mounts: BorrowedFd<'_>) -> SysResult<()> {
+        self.builder.ask(&Ask::Open { slot }, &[user, mounts])
     }
 
     /// What a zygote may have of a slot's cgroup: good for starting a process in it by clone3(2), and for nothing else. It

@@ -3,8 +3,10 @@
 //! Inside, a container's own code is always uid 1000 and its PID 1 uid 0; outside, each container has two ids of its own,
 //! so that the kernel's per-user limits and permissions keep containers apart even where namespaces would not.
 //!
-//! Block 0 belongs to the platform itself (its first id is the gateway's) and to containers without a zygote; every
-//! zygote gets a block for itself, and the slots that it forks into get pairs out of that block.
+//! Block 0 belongs to the platform itself (its first id is the gateway's) and to containers without a zygote. The other blocks are
+//! dealt to the zygotes, as [`Span`]s: each has one for itself, within that of the zygote that it was forked from, since a user namespace
+//! maps no id that its parent does not have. The lower quarter of a span is for pairs, for the slots that the zygote forks
+//! into, the rest for the spans of zygotes that are forked from it.
 
 use std::collections::BTreeSet;
 
@@ -16,9 +18,48 @@ pub const BLOCK: u32 = 65_536;
 /// The uid and gid of a container's own code, inside.
 pub(crate) const INSIDE: u32 = 1000;
 
-// The ids below are for a zygote's own accounts; a pair for every slot follows.
-const FIRST_PAIR: u32 = 1002;
+// The ids below are for the gateway or the zygote itself; a pair for every slot follows.
+const FIRST_PAIR: u32 = 16;
 const PAIRS: u32 = (BLOCK - FIRST_PAIR) / 2;
+
+/// The ids of a zygote: consecutive ones of the host's. Inside, they begin with 0, which is the zygote itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) first: u32,
+    count: u32,
+}
+
+/// The least that is worth dealing: 120 slots.
+const LEAST_SPAN: u32 = 1024;
+
+/// A sixteenth of the parent's and no more than half a block: 4,000 slots, for each of twelve children, or of 46 of those that are
+/// forked from none.
+const SHARE: u32 = 16;
+
+impl Span {
+    /// The line of the uid_map and gid_map of a namespace that has it, where the parent namespace is that of `parent`, or the host's.
+    pub(crate) fn map(self, parent: Option<Self>) -> String {
+        format!("0 {} {}\n", self.first - parent.map_or(0, |parent| parent.first), self.count)
+    }
+
+    /// Whether all of `other` is in it.
+    pub(crate) fn has(self, other: Self) -> bool {
+        other.first >= self.first && other.first + other.count <= self.first + self.count
+    }
+
+    /// What may be dealt to zygotes that are forked from this one's, the first last.
+    pub(crate) fn children(self) -> Vec<Self> {
+        let count = (self.count / SHARE).clamp(LEAST_SPAN, BLOCK / 2);
+        let first = self.first + self.count / 4;
+        let fit = (self.count - self.count / 4) / count;
+        (0..fit).rev().map(|number| Self { first: first + number * count, count }).collect()
+    }
+
+    /// The pairs of the slots that it forks into.
+    pub(crate) fn pairs(self) -> Pairs {
+        Pairs::of((self.count / 4 - FIRST_PAIR) / 2)
+    }
+}
 
 /// A range of the host's user ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +125,15 @@ impl IdRange {
         self.first + number * BLOCK
     }
 
+    /// What may be dealt to zygotes that are forked from none: room for a tree beneath each.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        // One for each interpreter of a server, and for a new one while an old one's remains are taken away.
+        const TREES: u32 = 8;
+        let blocks = ((self.blocks - 1) / TREES).max(1);
+        let span = |number: u32| Span { first: self.block(1 + number * blocks), count: blocks * BLOCK };
+        (0..(self.blocks - 1) / blocks).rev().map(span).collect()
+    }
+
     fn last(&self) -> u32 {
         self.first + (self.blocks * BLOCK - 1)
     }
@@ -132,25 +182,42 @@ impl Pair {
 }
 
 impl Pair {
+    /// One for the process `number`, where nobody deals them.
+    pub(crate) fn for_process(number: u32) -> Self {
+        Self(number % PAIRS)
+    }
+
     /// The host's ids of the container's PID 1 and of its own code, in a block that starts at `base`.
     pub(crate) fn both(self, base: u32) -> [u32; 2] {
         [self.outside(base) - 1, self.outside(base)]
     }
 }
 
-/// Deals pairs out of one block; a pair is handed out again only after it came back.
-#[derive(Debug, Default)]
+/// Deals pairs out of one block or span; a pair is handed out again only after it came back.
+#[derive(Debug)]
 pub(crate) struct Pairs {
     taken: BTreeSet<Pair>,
     next: u32,
+    count: u32,
+}
+
+impl Default for Pairs {
+    /// Those of a block.
+    fn default() -> Self {
+        Self::of(PAIRS)
+    }
 }
 
 impl Pairs {
+    fn of(count: u32) -> Self {
+        Self { taken: BTreeSet::new(), next: 0, count }
+    }
+
     /// A free pair, `None` when all of them are in use.
     pub(crate) fn take(&mut self) -> Option<Pair> {
-        for _ in 0..PAIRS {
+        for _ in 0..self.count {
             let pair = Pair(self.next);
-            self.next = (self.next + 1) % PAIRS;
+            self.next = (self.next + 1) % self.count;
             if self.taken.insert(pair) {
                 return Some(pair);
             }
@@ -181,9 +248,36 @@ mod tests {
     fn maps_stay_in_their_block_and_apart() {
         let mut pairs = Pairs::default();
         let (a, b) = (pairs.take().unwrap(), pairs.take().unwrap());
-        assert_eq!(a.map(0), "0 1002 1\n1000 1003 1\n");
-        assert_eq!(b.map(100), "0 1104 1\n1000 1105 1\n");
+        assert_eq!(a.map(0), "0 16 1\n1000 17 1\n");
+        assert_eq!(b.map(100), "0 118 1\n1000 119 1\n");
         assert!(Pair(PAIRS - 1).outside(0) < BLOCK);
+    }
+
+    /// Down to the last: every span lies in its parent's, apart from its siblings' and from the parent's own pairs.
+    fn check_beneath(span: Span, depth: usize) -> usize {
+        let mut end = Pair(span.pairs().count - 1).outside(span.first) + 1;
+        assert!(end > span.first + 100, "{span:?}");
+        let mut children = span.children();
+        children.reverse();
+        let deepest = children.first().map_or(depth, |child| check_beneath(*child, depth + 1));
+        for child in children {
+            assert!(child.first >= end, "{child:?} in {span:?}");
+            end = child.first + child.count;
+        }
+        assert!(end <= span.first + span.count);
+        deepest
+    }
+
+    #[test]
+    fn spans_nest() {
+        let all = IdRange::default().spans();
+        assert_eq!((all.len(), all[0].children().len()), (8, 46));
+        assert!(all.iter().all(|span| check_beneath(*span, 0) == 3));
+        assert_eq!(all.iter().map(|span| span.first).min(), Some(IdRange::default().block(1)));
+        let least = IdRange { first: 65_536, blocks: 2 }.spans();
+        assert_eq!((least.len(), check_beneath(least[0], 0)), (1, 2));
+        let (parent, child) = (all[0], all[0].children()[0]);
+        assert_eq!(child.map(Some(parent)), format!("0 {} 32768\n", child.first - parent.first));
     }
 
     #[test]

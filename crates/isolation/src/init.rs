@@ -6,11 +6,13 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, execve, pipe2, read, write};
@@ -56,8 +58,8 @@ pub struct Program {
 /// What there is in a container beside its PID 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Payload {
-    /// Nothing: a zygote's child comes later.
-    Nothing,
+    /// Nothing: a zygote's child comes later. So many process numbers are used up before, see [`skip`].
+    Later { skipped: u32 },
     /// A command that is started at once.
     Command(Command),
     /// A process that has given up everything and waits on its descriptor 0 for a [`Program`] to become, with the
@@ -112,6 +114,8 @@ pub(crate) enum FromInit {
 /// What PID 1 is made with; inherited from the builder.
 pub(crate) struct Birth<'a> {
     pub(crate) builder: OwnedFd,
+    /// The namespaces that it makes itself; that of mounts once the builder says that its root stands.
+    pub(crate) later: CloneFlags,
     pub(crate) var_mount: Option<BorrowedFd<'a>>,
     /// What it takes to finish the root.
     pub(crate) steps: &'a [Step],
@@ -142,6 +146,7 @@ pub(crate) fn run(birth: Birth<'_>) -> i32 {
     match payload {
         Ok(payload) => {
             tell(&builder, &FromInit::Ready);
+            sys::release_heap();
             reap(payload, &builder)
         }
         Err(error) => {
@@ -158,12 +163,15 @@ fn tell(builder: &OwnedFd, message: &FromInit) {
 }
 
 fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
+    let later = |kind| if birth.later.contains(kind) { unshare(kind).call("unshare") } else { Ok(()) };
+    later(CloneFlags::CLONE_NEWNET)?;
+    if birth.later.contains(CloneFlags::CLONE_NEWNS) {
+        hear(&birth.builder)?;
+        later(CloneFlags::CLONE_NEWNS)?;
+    }
     // The builder speaks once the helper that cloned us is gone, so that the parent whose death is to be ours is the
     // builder itself. If it dies before, there is nothing to receive.
-    let (length, mut fds) = sys::receive(birth.builder.as_fd(), &mut [0; 16]).call("recvmsg")?;
-    if length == 0 {
-        return Err(Errno::EPIPE).call("recvmsg");
-    }
+    let mut fds = hear(&birth.builder)?;
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).call("prctl PR_SET_PDEATHSIG")?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
@@ -172,10 +180,10 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     perform(birth.steps, &outside)?;
     drop(outside);
     match birth.payload {
-        Payload::Nothing => Ok(None),
+        Payload::Later { skipped } => skip(*skipped).map(|()| None),
         Payload::Command(command) => {
             if command.role == Role::Zygote {
-                skip_a_number()?;
+                skip(1)?;
             }
             let program = command.argv.first().map(String::as_str).unwrap_or_default();
             start(program, birth.fds, |_| become_command(command, birth.id())).map(Some)
@@ -186,11 +194,22 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
     }
 }
 
-/// Has a zygote be another number than its children are in their own namespaces: libraries notice by it that they were forked,
-/// and make their random numbers anew.
-fn skip_a_number() -> SysResult<()> {
-    let nobody = sys::fork(|| 0)?;
-    waitpid(nobody, None).map(drop).call("waitpid")
+/// The builder's next word, or what is wrong when there is none.
+fn hear(builder: &OwnedFd) -> SysResult<Vec<OwnedFd>> {
+    match sys::receive(builder.as_fd(), &mut [0; 16]).call("recvmsg")? {
+        (0, _) => Err(Errno::EPIPE).call("recvmsg"),
+        (_, fds) => Ok(fds),
+    }
+}
+
+/// Has a zygote be another number than its children are in their own namespaces, and than the zygote that it was forked from:
+/// libraries notice by it that they were forked, and make their random numbers anew.
+fn skip(numbers: u32) -> SysResult<()> {
+    for _ in 0..numbers {
+        let nobody = sys::fork(|| 0)?;
+        waitpid(nobody, None).call("waitpid")?;
+    }
+    Ok(())
 }
 
 /// Forks `body`; returns once it has closed what it is given, which an exec does too, or with the reason why it failed.
@@ -266,8 +285,9 @@ fn execute(argv: &[String], env: &[(String, String)]) -> SysResult<Infallible> {
     execve(program, &argv, &env).call("execve")
 }
 
-/// Reaps until the command has ended (its exit is told), or for ever when there is none.
-fn reap(payload: Option<Pid>, builder: &OwnedFd) -> i32 {
+/// Reaps until the command has ended (its exit is told), or for ever when there is none. Neither allocates nor returns: the heap has
+/// been given back, being half of what a container's PID 1 would have for itself.
+fn reap(payload: Option<Pid>, builder: &OwnedFd) -> ! {
     let mut child = SigSet::empty();
     child.add(Signal::SIGCHLD);
     loop {
@@ -278,12 +298,41 @@ fn reap(payload: Option<Pid>, builder: &OwnedFd) -> i32 {
         };
         match ended {
             Some((pid, exit)) if Some(pid) == payload => {
-                tell(builder, &FromInit::Exited(exit));
-                return 0;
+                let mut buffer = [0; 64];
+                // As in `tell`.
+                let _ = write(builder, last_word(exit, &mut buffer));
+                sys::exit_now(0)
             }
             Some(_) => {}
             // SIGCHLD is blocked, so one that came since the last look is still pending.
             None => drop(child.wait()),
+        }
+    }
+}
+
+/// [`FromInit::Exited`] as it is sent.
+fn last_word(exit: Exit, buffer: &mut [u8]) -> &[u8] {
+    let size = buffer.len();
+    let mut rest = &mut *buffer;
+    // It fits.
+    let _ = match exit {
+        Exit::Code(number) => write!(rest, "{{\"Exited\":{{\"Code\":{number}}}}}"),
+        Exit::Signal(number) => write!(rest, "{{\"Exited\":{{\"Signal\":{number}}}}}"),
+    };
+    let left = rest.len();
+    &buffer[..size - left]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_is_what_the_builder_reads() {
+        for exit in [Exit::Code(0), Exit::Code(i32::MIN), Exit::Signal(64)] {
+            let mut buffer = [0; 64];
+            let word: FromInit = serde_json::from_slice(last_word(exit, &mut buffer)).unwrap();
+            assert!(matches!(word, FromInit::Exited(told) if told == exit), "{word:?}");
         }
     }
 }

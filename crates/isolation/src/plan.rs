@@ -178,8 +178,8 @@ pub struct Template {
     pub base: Base,
     /// Files of the caller's own, by absolute path inside.
     pub files: Vec<(PathBuf, Vec<u8>)>,
-    /// PEM bundle of certificate authorities for `/etc/ssl`, if there is one.
-    pub certificates: Option<Vec<u8>>,
+    /// PEM bundle of certificate authorities that `/etc/ssl` shall have, a file that everybody may read.
+    pub certificates: Option<PathBuf>,
     /// The base's `/etc/ld.so.cache`, if it has one: without it every program looks for each of its libraries in a dozen
     /// directories. ld.so(8)
     pub libraries: Option<Vec<u8>>,
@@ -278,7 +278,12 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
     if let Some(certificates) = &spec.certificates {
         steps.extend([directory("etc/ssl"), directory("etc/ssl/certs")]);
         let path = at("etc/ssl/certs/ca-certificates.crt");
-        steps.push(Step::File { path, contents: certificates.clone() });
+        steps.push(Step::File { path: path.clone(), contents: Vec::new() });
+        steps.push(Step::Bind {
+            from: certificates.clone(),
+            to: path,
+            attributes: RO | NOSUID | NODEV | NOEXEC,
+        });
         steps.push(link("etc/ssl/cert.pem", "certs/ca-certificates.crt"));
     }
     let mut made = Vec::new();
@@ -408,6 +413,14 @@ const NAMESPACES: [&str; 8] = [
     "user/max_time_namespaces",
 ];
 
+/// What a new user namespace has: as good as no limit.
+const ANY_NUMBER: u32 = i32::MAX as u32;
+
+/// Takes back what [`slot`] forbade, for a container in which others are to be made.
+pub fn allow_namespaces() -> Vec<Step> {
+    NAMESPACES.map(|name| Step::Sysctl { name, value: ANY_NUMBER }).into()
+}
+
 /// The template's empty directory.
 pub(crate) const EMPTY: &str = "/sock/empty";
 
@@ -444,6 +457,12 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
 
 /// Where the roots of paper containers are, in the builder's own mount namespace.
 pub(crate) const PAPER: &str = "/sock/paper";
+
+/// A place for those roots, which can be written to.
+pub(crate) fn room_for_paper() -> Step {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Step::Tmpfs { at: PAPER.into(), bytes: 1 << 20, inodes: 1 << 16, mode: 0o700, flags }
+}
 
 /// The plan of a container of the profile `paper`, performed by its PID 1 in the builder's mount namespace. `directories`:
 /// those of the template that are mounts of their own.
@@ -539,7 +558,7 @@ mod tests {
                 ("/sock/runtime/a.py".into(), b"1".to_vec()),
                 ("/sock/runtime/b.py".into(), b"22".to_vec()),
             ],
-            certificates: Some(b"pem".to_vec()),
+            certificates: Some("/etc/ssl/certs/ca.pem".into()),
             libraries: Some(b"cache".to_vec()),
         };
         insta::assert_snapshot!(lines(&template(&spec, Path::new("/work"))));
@@ -561,6 +580,7 @@ mod tests {
         insta::assert_snapshot!("slot_paper", lines(&paper));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));
+        insta::assert_snapshot!("allow_namespaces", lines(&allow_namespaces()));
     }
 
     #[test]

@@ -1,15 +1,30 @@
 //! One command in a lean container of its own, as `sock run` does it.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::Limits;
-use crate::container::{ContainerSpec, CreateError, Workshop};
-use crate::error::SyscallError;
-use crate::host::{Host, HostError, HostOptions};
-use crate::ids::{IdClash, IdRange};
-use crate::init::{Exit, Program};
-use crate::plan::{Base, NoBase, Profile, Template};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::builder::maker::{Maker, read_init};
+use crate::builder::{Make, Order, pair};
+use crate::cgroup::{self, Group, Hierarchy, Limits};
+use crate::error::{Context, SysResult, SyscallError};
+use crate::execute::{Outside, perform};
+use crate::host::HostError;
+use crate::ids::{IdClash, IdRange, Pair};
+use crate::init::{Command, Exit, FromInit, Payload};
+use crate::plan::{self, Base, Nesting, NoBase, Profile, SlotSpec, Template};
+use crate::seccomp::{self, Role};
+use crate::sys;
 
 /// What to run and how.
 #[derive(Debug, Clone)]
@@ -44,56 +59,162 @@ pub enum RunError {
     /// See [`HostError`].
     #[error(transparent)]
     Host(#[from] HostError),
-    /// See [`CreateError`].
-    #[error(transparent)]
-    Create(#[from] CreateError),
+    /// The container could not be made, or the command not be started in it.
+    #[error("failed to {0}")]
+    Inside(String),
     /// A system call failed.
     #[error(transparent)]
     Syscall(#[from] SyscallError),
-    /// No directory for mounts could be made.
-    #[error("failed to make {0}: {1}")]
-    Work(PathBuf, std::io::Error),
 }
 
 /// Runs a command with the caller's standard input, output and error, and waits for its end. `None`: it was killed as a
-/// whole, by the kernel for want of memory most often.
+/// whole, by the kernel for want of memory most often. A signal that asks the caller to end ends the container.
+///
+/// Without a slot builder: the calling process, which has to have a single thread, makes the one container itself.
 pub fn run_command(options: &RunOptions) -> Result<Option<Exit>, RunError> {
     options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
     let argv = resolve(&options.argv)?;
-    let template = Template::of_base(Path::new("/"))?;
-    let name = format!("sock-run-{}", std::process::id());
-    let work = Path::new("/run").join(&name);
     let uid = nix::unistd::geteuid();
     if !uid.is_root() {
         return Err(HostError::NotRoot(uid.as_raw()).into());
     }
-    std::fs::create_dir(&work).map_err(|error| RunError::Work(work.clone(), error))?;
-    let result =
-        run_in(options, argv, HostOptions { work: work.clone(), group: name, template, ids: options.ids });
-    // Our own namespace still has a mount on it; in the host's it is an empty directory, and removing that is allowed.
-    let _ = nix::mount::umount2(&work, nix::mount::MntFlags::MNT_DETACH);
-    let _ = std::fs::remove_dir(&work);
-    result
+    sys::require_single_thread()?;
+    let template = Template::of_base(Path::new("/"))?;
+    let hierarchy = Hierarchy::in_place(&cgroup::find().map_err(HostError::from)?);
+    hierarchy.sweep(GROUP);
+    let group = hierarchy.create(&format!("{GROUP}{}", std::process::id()))?;
+    let before = asked().thread_swap_mask(SigmaskHow::SIG_BLOCK).call("sigprocmask")?;
+    let ended = run_in(options, argv, &template, (&hierarchy, &group));
+    let removed = group.try_remove().and_then(|removed| if removed { Ok(1) } else { group.destroy() });
+    before.thread_set_mask().call("sigprocmask")?;
+    let ended = ended?;
+    removed?;
+    Ok(ended)
 }
 
-fn run_in(options: &RunOptions, argv: Vec<String>, host: HostOptions) -> Result<Option<Exit>, RunError> {
-    let RunOptions { tmp_bytes, limits, profile, .. } = *options;
-    let spec = ContainerSpec { hostname: "sock".into(), tmp_bytes, limits, profile };
-    let workshop = Workshop::new(Host::start(host)?, spec);
+/// What the cgroups of such commands are called, before the number of who runs it.
+const GROUP: &str = "sock-run-";
+
+fn run_in(
+    options: &RunOptions,
+    argv: Vec<String>,
+    template: &Template,
+    (hierarchy, group): (&Hierarchy, &Group),
+) -> Result<Option<Exit>, RunError> {
+    let RunOptions { tmp_bytes, limits, profile, ids, .. } = *options;
+    group.limit(hierarchy, &limits)?;
     let mut env: Vec<(String, String)> =
         [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/tmp"), ("LANG", "C.UTF-8")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
     env.extend(std::env::var("TERM").ok().map(|value| ("TERM".to_owned(), value)));
-    let program = Program { argv, env, directory: "/tmp".into() };
+    let (role, memory_by_kernel) = (profile.role(), hierarchy.has("memory"));
+    let command = Command { argv, env, directory: "/tmp".into(), role, limits, memory_by_kernel };
+    let ids_of = Pair::for_process(std::process::id());
+    let make = Make {
+        slot: 0,
+        map: ids_of.map(ids.block(0)),
+        outside: ids_of.both(ids.block(0)),
+        family: false,
+        within: false,
+        spec: SlotSpec {
+            hostname: "sock".into(),
+            tmp_bytes,
+            var: false,
+            nesting: Nesting::Forbidden,
+            profile,
+        },
+        payload: Payload::Command(command),
+    };
     let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let ended = (|| {
-        let mut container = workshop.create()?;
-        container.start(&program, &[input.as_fd(), output.as_fd(), error.as_fd()])?;
-        Ok(container.wait()?)
-    })();
-    workshop.stop()?;
+    let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().call("fcntl");
+    let payload =
+        [input.as_fd(), output.as_fd(), error.as_fd()].map(clone).into_iter().collect::<SysResult<_>>()?;
+    let order =
+        Order { make, group: group.directory()?.into(), var: None, family: None, within: None, payload };
+    let home = open("/proc/self/ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .call_on("open", "/proc/self/ns/mnt")?;
+    let maker = Maker::new()?;
+    seccomp::compile_ahead(&[Role::Init, role]);
+    let signals = SignalFd::with_flags(&asked(), SfdFlags::SFD_CLOEXEC).call("signalfd")?;
+    unshare(CloneFlags::CLONE_NEWNS).call("unshare")?;
+    let (socket, theirs) = pair()?;
+    let begun = begin(&maker, &order, template, (theirs, &socket));
+    // Its mounts are PID 1's now; the cgroup is seen in the namespace from before.
+    setns(&home, CloneFlags::CLONE_NEWNS).call("setns")?;
+    let init = begun?;
+    let ended = wait(&socket, &signals);
+    end(init);
     ended
+}
+
+/// It is dead, or nobody waits for it.
+fn end(init: Pid) {
+    // Nobody has reaped it, so the number is its own.
+    if let Ok(pidfd) = sys::pidfd_open(init) {
+        let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+    }
+    let _ = waitpid(init, None);
+}
+
+/// In a mount namespace of its own, whose root becomes the template.
+fn begin(
+    maker: &Maker,
+    order: &Order,
+    template: &Template,
+    (theirs, socket): (OwnedFd, &OwnedFd),
+) -> SysResult<Pid> {
+    let covered = |work: &&&str| template.certificates.as_ref().is_some_and(|file| file.starts_with(work));
+    let work =
+        WORK.iter().find(|work| !covered(work)).ok_or(Errno::ENOENT).call("find a place to mount on")?;
+    let stand = || perform(&plan::template(template, Path::new(work)), &Outside::default());
+    let spec = &order.make.spec;
+    let init = match spec.profile {
+        Profile::Paper => {
+            stand()?;
+            perform(&[plan::room_for_paper()], &Outside::default())?;
+            let steps = plan::paper(spec, &template.base.directories, &Path::new(plan::PAPER).join("0"));
+            maker.clone_init(order, &steps, (theirs, socket))?
+        }
+        Profile::Lean | Profile::Strict => {
+            let init = maker.clone_early(order, &plan::slot(spec), (theirs, socket))?;
+            stand().and_then(|()| Maker::template_stands(socket)).inspect_err(|_| end(init))?;
+            init
+        }
+    };
+    maker.prepare(init, false, socket).map(|_| init).inspect_err(|_| end(init))
+}
+
+/// The signals that ask for an end.
+fn asked() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect()
+}
+
+/// Directories to mount on, in a namespace of which nobody else sees anything. What is beneath them is not needed there.
+const WORK: [&str; 2] = ["/run", "/tmp"];
+
+/// Until PID 1 has told how the command ended, has died, or a signal asks for the end.
+fn wait(socket: &OwnedFd, signals: &SignalFd) -> Result<Option<Exit>, RunError> {
+    loop {
+        let mut wanted = [socket.as_fd(), signals.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut wanted, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).call("poll")?,
+        }
+        if wanted[1].any() == Some(true)
+            && let Ok(Some(signal)) = signals.read_signal()
+        {
+            return Ok(Some(Exit::Signal(signal.ssi_signo as i32)));
+        }
+        if wanted[0].any() == Some(true) {
+            match read_init(socket) {
+                Ok(FromInit::Ready) => {}
+                Ok(FromInit::Failed(error)) => return Err(RunError::Inside(error)),
+                Ok(FromInit::Exited(exit)) => return Ok(Some(exit)),
+                Err(_) => return Ok(None),
+            }
+        }
+    }
 }
 
 fn read(path: &str) -> String {
@@ -125,7 +246,10 @@ impl Template {
             ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
         let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
         let candidates = own.into_iter().chain(known.map(PathBuf::from));
-        let certificates = candidates.filter_map(|path| std::fs::read(path).ok()).next();
+        let readable = |path: &PathBuf| {
+            path.metadata().is_ok_and(|file| file.permissions().mode() & 0o4 != 0 && file.is_file())
+        };
+        let certificates = candidates.filter_map(|path| path.canonicalize().ok()).find(readable);
         let libraries = std::fs::read(base.join("etc/ld.so.cache")).ok();
         Ok(Self { base: Base::inspect(base)?, files: Vec::new(), certificates, libraries })
     }

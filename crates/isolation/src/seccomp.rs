@@ -236,13 +236,26 @@ fn program(role: Role, architecture: Architecture) -> Program {
     compile(architecture.audit(), &numbered.collect(), Verdict::Errno(libc::ENOSYS as u16))
 }
 
-/// The compiled filter of `role`; compiled once, in the slot builder, for all containers.
+/// The compiled filter of `role`, compiled once.
 pub fn filter(role: Role) -> &'static Program {
-    static FILTERS: LazyLock<[Program; 4]> = LazyLock::new(|| {
-        let compiled = |role| program(role, Architecture::NATIVE);
-        [Role::Instance, Role::Zygote, Role::Init, Role::Strict].map(compiled)
-    });
+    static FILTERS: [LazyLock<Program>; 4] = [
+        LazyLock::new(|| compiled(Role::Instance)),
+        LazyLock::new(|| compiled(Role::Zygote)),
+        LazyLock::new(|| compiled(Role::Init)),
+        LazyLock::new(|| compiled(Role::Strict)),
+    ];
     &FILTERS[role as usize]
+}
+
+fn compiled(role: Role) -> Program {
+    program(role, Architecture::NATIVE)
+}
+
+/// Compiles the filters now, so that processes that are forked later have them.
+pub(crate) fn compile_ahead(roles: &[Role]) {
+    for role in roles {
+        filter(*role);
+    }
 }
 
 #[cfg(test)]

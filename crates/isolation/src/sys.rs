@@ -10,6 +10,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -97,6 +98,37 @@ fn run_and_exit(child: impl FnOnce() -> i32) -> ! {
     let code = catch_unwind(AssertUnwindSafe(child)).unwrap_or(101);
     // SAFETY: _exit(2) has no precondition. The parent's exit handlers and buffers are not this process's to run.
     unsafe { libc::_exit(code) }
+}
+
+/// Ends the process at once. _exit(2)
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: as in `run_and_exit`.
+    unsafe { libc::_exit(code) }
+}
+
+/// Where the heap began when somebody asked last, 0 if nobody has: before it is given back, proc is out of sight.
+static HEAP: AtomicUsize = AtomicUsize::new(0);
+
+/// Looks where the heap begins. proc_pid_maps(5)
+pub(crate) fn find_heap() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let line = maps.lines().find(|line| line.ends_with("[heap]"));
+    let start = line.and_then(|line| usize::from_str_radix(line.split_once('-')?.0, 16).ok());
+    HEAP.store(start.unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Gives the pages of the heap back: what was allocated reads as zeroes from now on. For a process that neither allocates, nor frees,
+/// nor looks at anything allocated any more, and leaves by [`exit_now`].
+pub(crate) fn release_heap() {
+    let start = HEAP.load(Ordering::Relaxed);
+    // SAFETY: sbrk(0) only tells the heap's end. What is given back lies between the heap's two ends, where the C library's
+    // allocator has its memory, and by this function's contract nobody uses that any more.
+    unsafe {
+        let end = libc::sbrk(0).addr();
+        if start != 0 && start < end {
+            libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED);
+        }
+    }
 }
 
 /// open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount (and of those below it) at `path` beneath `dir`.

@@ -1,5 +1,5 @@
-//! A fork server without a gateway: starts a launcher and a zygote that has imported `json` and `decimal`, forks instances
-//! from it, has each checked, and lets it answer. Needs root.
+//! A fork server without a gateway: starts a launcher and a zygote, another zygote that is forked from it, forks instances
+//! from that, has each checked, and lets it answer. Needs root.
 //!
 //! `cargo run -p sock-zygote --example fork_server`
 
@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
-use sock_isolation::launcher::wire::{Files, Reply, Request, StartZygote};
+use sock_isolation::launcher::wire::{Files, ForkZygote, Reply, Request, StartZygote};
 use sock_isolation::launcher::{self, Client, server};
 use sock_isolation::process::Child;
 use sock_isolation::{Command, Host, HostOptions, IdRange, Limits, Role, Template};
@@ -48,10 +48,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let request = Request::StartZygote(StartZygote { zygote: 1, files: Files::default(), command, slots: 4 });
     let mut zygote = Peer::new(client.call(request)?.1)?;
-    let imports = ["json", "decimal"].map(|module| Import { module: module.into(), names: vec![] }).into();
-    zygote.send(Kind::Import, &serde_json::to_vec(&ImportList { imports })?)?;
-    let facts: Facts = serde_json::from_slice(&zygote.expect(Kind::Facts)?)?;
-    println!("the zygote imported {:?}", facts.imported);
+    println!("a zygote imported {:?}", import(&mut zygote, "decimal")?.imported);
+
+    // Another one, that has what the first has imported.
+    let (files, limits) = (Files::default(), Limits { memory: 1 << 30, ..Limits::default() });
+    let request = Request::ForkZygote(ForkZygote { zygote: 2, parent: 1, files, limits, slots: 4 });
+    let mut forked = Peer::new(client.call(request)?.1)?;
+    forked.expect(Kind::Hello)?;
+    client.call(Request::Admit { zygote: 2 })?;
+    println!("one that was forked from it has {:?}", import(&mut forked, "fractions")?.imported);
 
     let mut times = Vec::new();
     for round in 0..20u8 {
@@ -59,7 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::thread::sleep(std::time::Duration::from_millis(100));
         let start = Instant::now();
         let files = Files { task: Some("code/half".into()), ..Files::default() };
-        let (reply, fds) = client.call(Request::Fork { zygote: 1, files, limits: Limits::default() })?;
+        let (reply, fds) = client.call(Request::Fork { zygote: 2, files, limits: Limits::default() })?;
         let Reply::Instance { instance, .. } = reply else { return Err("unexpected reply".into()) };
         let mut peer = Peer::new(fds)?;
         peer.expect(Kind::Hello)?;
@@ -93,6 +98,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn import(zygote: &mut Peer, module: &str) -> Result<Facts, Box<dyn Error>> {
+    let imports = vec![Import { module: module.into(), names: vec![] }];
+    zygote.send(Kind::Import, &serde_json::to_vec(&ImportList { imports, env: Default::default() })?)?;
+    Ok(serde_json::from_slice(&zygote.expect(Kind::Facts)?)?)
+}
+
 fn start_launcher(data: &Path, ours: &OwnedFd, theirs: OwnedFd) -> Result<Child, Box<dyn Error>> {
     let mut template = Template::of_base(Path::new("/"))?;
     template.files.extend(runtime::files());
@@ -119,7 +130,7 @@ fn function() -> Init {
         log_group: "/aws/lambda/half".into(),
         log_stream: "example".into(),
     };
-    Init { handler: "half.handler".into(), env: BTreeMap::new(), function }
+    Init { handler: "half.handler".into(), env: BTreeMap::new(), function, tell: false }
 }
 
 /// The other end of a process's socket and log.

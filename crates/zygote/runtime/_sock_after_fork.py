@@ -43,7 +43,7 @@ def watch_random():
 
     def end():
         undo()
-        generators[:] = made.values()
+        generators.extend(made.values())
 
     return end
 
@@ -88,7 +88,7 @@ def note():
 
 
 def settle(before):
-    """In the zygote, once, after its imports. It never runs a loop: there their descriptors are not needed."""
+    """In the zygote, after its imports. It never runs a loop: there their descriptors are not needed."""
     global current
     events, selectors = sys.modules.get("asyncio.events"), sys.modules.get("asyncio.selector_events")
     base, own = getattr(events, "AbstractEventLoop", None), getattr(selectors, "BaseSelectorEventLoop", ())
@@ -105,7 +105,7 @@ def settle(before):
         # Asking the policy itself would make one.
         policy = getattr(events, "_event_loop_policy", None)
         current = getattr(getattr(policy, "_local", None), "_loop", None)
-    taken[:] = sorted(note() - before)
+    taken[:] = sorted(note() - before | set(taken))
 
 
 def is_open(fd):
@@ -116,16 +116,17 @@ def is_open(fd):
     return True
 
 
-def arrange(log, socket):
-    """Descriptors 0, 1, 2 and 3 as an instance has them; /dev/null where imports had something; and no others."""
+def arrange(fds, others=()):
+    """Descriptor 0 is /dev/null, those after it are `fds`; /dev/null where imports had something; and no others but `others`."""
     null = os.open("/dev/null", os.O_RDWR)
-    for number, fd in enumerate((null, log, log, socket)):
-        # Every one of them is above 3: those below were open already in the zygote.
+    for number, fd in enumerate((null, *fds)):
+        # Every one of them is above these: those below were open already in the zygote.
         os.dup2(fd, number)
-    free = 4
-    for number in taken:
-        os.dup2(0, number, False)
+    free = len(fds) + 1
+    for number in sorted({*taken, *others}):
         os.closerange(free, number)
+        if number in taken:
+            os.dup2(0, number, False)
         free = number + 1
     # No more than there can be: up to Python 3.9 it tries each.
     limit = os.sysconf("SC_OPEN_MAX")

@@ -330,9 +330,29 @@ def take(fd, standard):
     kind, payload = receive(fd)
     if kind != b"I":
         raise Gone
-    function, reply = become(loads(payload), standard, TASK)
+    init = loads(payload)
+    before = set(sys.modules) if init.get("tell") else None
+    function, reply = become(init, standard, TASK)
+    if before is not None and function is not None:
+        reply = b"R", tell(reply[1], before)
     send(fd, *reply)
     return function
+
+
+def file_of(module):
+    """Not by getattr(), at which a lazy module would load."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:
+        file = None
+    return file if isinstance(file, str) else ""
+
+
+def tell(ready, before):
+    """Adds to what is said of a loaded handler which modules it imported, but for the function's own."""
+    modules = [(name, file_of(module)) for name, module in list(sys.modules.items()) if isinstance(name, str)]
+    imported = [name for name, file in modules if name not in before and not file.startswith((TASK, "/opt/"))]
+    return escaped(dict(loads(ready), imported=imported)).encode()
 
 
 def rehearse(standard):

@@ -4,9 +4,12 @@ It runs the import-time code of third-party packages, so everything outside trea
 and a seccomp filter that it cannot shed. Slots are owned by its user id, which is how it gets into them all the same. It never
 calls library code, it only imports; a thread that an import left behind makes it unsafe, and then it never forks.
 
-Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER" or "spare NUMBER"
-with ten descriptors each, see `FORK`; and ours, "ended NUMBER STATUS", when that child is dead), 4 the control socket
-(frames, with the gateway).
+A child becomes an instance, or another zygote, which imports more: its slot's user and PID namespace are then its own, and slots
+that are made in those are owned by it.
+
+Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER", "spare NUMBER" or
+"zygote NUMBER" with descriptors, see `FORK`; and ours, "ended NUMBER STATUS", when that child is dead), 4 the control
+socket (frames, with the gateway).
 """
 
 import sys
@@ -35,15 +38,17 @@ import _sock_recorder as recorder
 sys.path.pop(0)
 
 FORK_CHANNEL, CONTROL = 3, 4
-# What the ten descriptors of a fork are, in their order.
-FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", "log")
+# What the descriptors of a fork are, in their order; the last goes with "zygote" only, whose "socket" is its fork channel.
+FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", "log", "control")
 # Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
 ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
 UID = 1000
 
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
-PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 4, 24, 36
+PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER = 4, 24, 28, 36
+# Uid 0 gets no capabilities by an exec, for good: SECBIT_NOROOT and its lock.
+NO_ROOT = 3
 SYS_CAPSET, SYS_SECCOMP, SYS_RSEQ = {"x86_64": (126, 317, 334), "aarch64": (91, 277, 293)}[os.uname().machine]
 # x86_64 only, as the native fork is.
 SYS_ARCH_PRCTL, ARCH_GET_FS = 158, 0x1003
@@ -161,15 +166,18 @@ def enter(fds):
         check(setns(fds[name], CLONE[name]), "setns " + name)
 
 
-def drop():
-    """Gives up everything, for good."""
+def drop(uid):
+    """Gives up everything, for good. A zygote stays the root of its user namespace, by number only."""
     for capability in capabilities:
         check(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl PR_CAPBSET_DROP")
     os.setgroups([])
-    os.setresgid(UID, UID, UID)
-    os.setresuid(UID, UID, UID)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if uid == 0:
+        check(prctl(PR_SET_SECUREBITS, NO_ROOT, 0, 0, 0), "prctl PR_SET_SECUREBITS")
     check(syscall(SYS_CAPSET, capability_header, no_capabilities), "capset")
-    check(syscall(SYS_SECCOMP, 1, 0, ctypes.byref(program)), "seccomp")
+    if uid != 0:
+        check(syscall(SYS_SECCOMP, 1, 0, ctypes.byref(program)), "seccomp")
     # setresuid cleared it, and without it a process cannot read its own /proc/self/environ.
     check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
@@ -178,7 +186,7 @@ def let_go(log, socket):
     """Of what was the zygote's: its children's ends, and its descriptors."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    after_fork.arrange(log, socket)
+    after_fork.arrange((log, log, socket))
     # The object would close the number, which is the instance's socket now.
     channel.detach()
 
@@ -190,7 +198,7 @@ def child(fds, early):
         let_go(fds["log"], fds["socket"])
         os.setsid()
         os.umask(0o022)
-        drop()
+        drop(UID)
         after_fork.mend()
     except BaseException as error:
         os.write(2, ("sock: zygote: failed to become an instance: %r\n" % error).encode())
@@ -203,8 +211,28 @@ def child(fds, early):
         instance.leave_now(code)
 
 
+def begin_again(fds):
+    """Makes a forked process a zygote that has imported what this one has."""
+    try:
+        enter(fds)
+        after_fork.arrange((fds["log"], fds["log"], fds["socket"], fds["control"]), (woken, wake))
+        for name, end in zip((woken, wake), os.pipe2(os.O_CLOEXEC)):
+            os.dup2(end, name, False)
+            os.close(end)
+        os.set_blocking(wake, False)
+        os.setsid()
+        drop(0)
+        children.clear()
+        adopt()
+        instance.send(CONTROL, b"H")
+    except BaseException as error:
+        os.write(2, ("sock: zygote: failed to become a zygote: %r\n" % error).encode())
+        os._exit(1)
+
+
 def fork():
-    """Takes one datagram off the fork channel: "fork" for a request that waits, "spare" when none does yet."""
+    """Takes one datagram off the fork channel: "fork" for a request that waits, "spare" when none does yet, "zygote" for another
+    one. Whether this is the other one now."""
     message, control, _, _ = channel.recvmsg(32, socket.CMSG_SPACE(4 * len(FORK)))
     numbers = []
     for _, _, data in control:
@@ -213,10 +241,15 @@ def fork():
         os._exit(0)
     kind, _, name = message.partition(b" ")
     try:
-        if kind in (b"fork", b"spare") and len(numbers) == len(FORK) and safe:
+        expected = len(FORK) if kind == b"zygote" else len(FORK) - 1
+        if kind in (b"fork", b"spare", b"zygote") and len(numbers) == expected and safe:
             fds = dict(zip(FORK, numbers))
             pid = fork_into(fds)
             if pid == 0:
+                if kind == b"zygote":
+                    begin_again(fds)
+                    numbers = ()
+                    return True
                 child(fds, kind == b"spare")
             children[pid] = name
     except OSError as error:
@@ -226,6 +259,7 @@ def fork():
         # The child has its own; a closed socket tells the gateway of a fork that did not happen.
         for number in numbers:
             os.close(number)
+    return False
 
 
 def reap():
@@ -246,6 +280,11 @@ def reap():
             except OSError:
                 pass  # Nobody listens: it is only news.
         os.waitpid(dead.si_pid, 0)
+
+
+def adopt():
+    """The helper's children are this process's when the helper is gone."""
+    check(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")
 
 
 def watch_children():
@@ -269,6 +308,13 @@ def threads():
     return names
 
 
+def forget_listings():
+    """Those of directories that the zygote which this one was forked from saw: an overlay's root may carry the same time stamp."""
+    for entry in list(sys.path_importer_cache):
+        if entry not in standard:
+            del sys.path_importer_cache[entry]
+
+
 def import_one(module, names, errors):
     """As `from module import names` does: a name that is no attribute may be a submodule."""
     import importlib
@@ -290,19 +336,11 @@ def keep_path():
     instance.path_after[:] = [entry for entry in sys.path[first:] if entry not in known]
 
 
-def file_of(module):
-    """Not by getattr(), at which a lazy module would load."""
-    try:
-        file = object.__getattribute__(module, "__dict__").get("__file__")
-    except AttributeError:
-        file = None
-    return file if isinstance(file, str) else ""
-
-
 def import_all(imports):
     """Imports, and tells what the sharing rule needs to know about it."""
     global safe
     errors, open_before = {}, after_fork.note()
+    forget_listings()
     instance.watch_logging()
     random_noted = after_fork.watch_random()
 
@@ -322,7 +360,7 @@ def import_all(imports):
     watch_children()
     after_fork.settle(open_before)
     gc.freeze()
-    files = [file_of(module) for module in list(sys.modules.values())]
+    files = [instance.file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
     return {
         "imported": sorted({name for name in sys.modules if isinstance(name, str)} - set(baseline)),
@@ -333,6 +371,7 @@ def import_all(imports):
         "threads": strangers,
         "safe": safe,
         "errors": errors,
+        "costs": {name: cost for name, cost in recorder.costs.items() if name in sys.modules},
         "baseline": baseline,
     }
 
@@ -340,7 +379,9 @@ def import_all(imports):
 def control():
     kind, payload = instance.receive(CONTROL)
     if kind == b"M":
-        facts = import_all(instance.loads(payload)["imports"])
+        wanted = instance.loads(payload)
+        os.environ.update(wanted["env"])
+        facts = import_all(wanted["imports"])
         instance.send(CONTROL, b"F", instance.escaped(facts).encode())
 
 
@@ -351,7 +392,9 @@ def loop():
     while True:
         for fd, _ in poll.poll():
             if fd == FORK_CHANNEL:
-                fork()
+                if fork():
+                    # What there was to do is the other one's.
+                    break
             elif fd == CONTROL:
                 control()
             else:
@@ -362,8 +405,7 @@ def loop():
 safe = True
 standard = instance.standard_path()
 sys.path[:] = standard + [instance.PACKAGES]
-# The helper's children are this process's when the helper is gone.
-check(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")
+adopt()
 channel = socket.socket(fileno=FORK_CHANNEL)
 # Of living children: what the launcher calls them.
 children = {}

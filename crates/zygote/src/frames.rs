@@ -150,6 +150,9 @@ pub struct Init {
     pub env: std::collections::BTreeMap<String, String>,
     /// Of the function.
     pub function: FunctionInfo,
+    /// Whether [`Ready::imported`] is wanted.
+    #[serde(default)]
+    pub tell: bool,
 }
 
 /// What a handler's context object tells about its function.
@@ -186,13 +189,18 @@ pub struct InvokeHeader {
 pub struct ImportList {
     /// In this order.
     pub imports: Vec<crate::Import>,
+    /// Variables that it shall have besides those it has.
+    pub env: std::collections::BTreeMap<String, String>,
 }
 
 /// The handler is imported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// How long that took, microseconds.
     pub init_us: u64,
+    /// If [`Init::tell`] asked: the modules that the handler's import has imported, but for the function's own.
+    #[serde(default)]
+    pub imported: Vec<String>,
 }
 
 /// An error as Lambda's clients see it.

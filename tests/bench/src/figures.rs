@@ -17,6 +17,16 @@ impl Samples {
         Ok(result)
     }
 
+    /// Takes one more in.
+    pub(crate) fn add(&mut self, time: Duration) {
+        self.0.push(time);
+    }
+
+    /// In milliseconds.
+    pub(crate) fn mean(&self) -> f64 {
+        self.0.iter().sum::<Duration>().as_secs_f64() * 1e3 / self.0.len() as f64
+    }
+
     /// The value below which the share `part` of all lies, in milliseconds.
     pub(crate) fn quantile(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();

@@ -9,7 +9,7 @@ use sock_zygote::frames::{FunctionInfo, Init};
 use sock_zygote::scan::{Source, Sources, scan};
 use sock_zygote::{Candidate, Distribution, Import, Lock};
 
-use super::zygotes::Key;
+use super::zygotes::{Key, Wish};
 use crate::runner::Function;
 
 /// A function made ready for instances.
@@ -52,7 +52,7 @@ impl Prepared {
         let limits = Limits { memory: u64::from(function.memory_mb) << 20, cpu_millis, ..Limits::default() };
         let candidate = Candidate { lock, env: env.clone(), own };
         let view = view.map(|view| view.id.to_string());
-        let init = Init { handler: function.handler.clone(), env, function: info };
+        let init = Init { handler: function.handler.clone(), env, function: info, tell: false };
         Self { function, candidate, imports, init, limits, view }
     }
 
@@ -62,16 +62,13 @@ impl Prepared {
         Key { runtime: self.function.runtime.clone(), view, imports: self.imports.clone() }
     }
 
-    /// What all functions of this server have alike: imports such as powertools' read it.
-    pub(crate) fn shared_environment(&self) -> Vec<(String, String)> {
+    /// A zygote of its own.
+    pub(crate) fn wish(&self) -> Wish {
+        // What all functions of this server have alike: imports such as powertools' read it.
         let names = ["AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "AWS_REGION"];
         let variable = |name: &str| Some((name.to_owned(), self.candidate.env.get(name)?.clone()));
-        names.into_iter().filter_map(variable).collect()
-    }
-
-    /// The lock of that zygote.
-    pub(crate) fn zygote_lock(&self) -> Lock {
-        if self.imports.is_empty() { Lock::new() } else { self.candidate.lock.clone() }
+        let lock = if self.imports.is_empty() { Lock::new() } else { self.candidate.lock.clone() };
+        Wish { key: self.key(), lock, env: names.into_iter().filter_map(variable).collect() }
     }
 }
 

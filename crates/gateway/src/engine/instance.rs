@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,17 +14,9 @@ use super::ending::{Ended, ended};
 use super::function::Prepared;
 use super::launcher::Launcher;
 use super::process::{Output, Peer, PeerError};
-use super::zygotes::Zygote;
-use super::{ATTEMPTS, Engine, failed};
+use super::zygotes::{Using, Zygote};
+use super::{ATTEMPTS, Engine, START, failed};
 use crate::runner::{Function, InvocationResult, Outcome, Phases, StartKind};
-
-/// How long a process may take until it says hello, and how long a handler's import may take at least. Lambda's own limit
-/// for the latter.
-const START: Duration = Duration::from_secs(10);
-
-/// Milliseconds until an instance that did not pass is looked at again. A busy machine may not have let the helper end yet that forked it
-/// into its container: one process too many, for a moment.
-const CHECKS: [u64; 4] = [1, 2, 5, 20];
 
 /// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
 const GONE: InstanceId = 0;
@@ -54,22 +45,6 @@ impl Drop for Instance {
         if self.id != GONE {
             self.launcher.tell(Request::Destroy { instance: self.id });
         }
-    }
-}
-
-/// Counts an instance among its zygote's, for as long as it is there.
-pub(super) struct Using(Arc<Zygote>);
-
-impl Using {
-    pub(super) fn new(zygote: Arc<Zygote>) -> Self {
-        zygote.instances.fetch_add(1, Ordering::AcqRel);
-        Self(zygote)
-    }
-}
-
-impl Drop for Using {
-    fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -109,9 +84,7 @@ impl Engine {
             let argv = self.python(function)?.argv(Entry::Zygote);
             let (zygotes, prepared) = (Arc::clone(&self.zygotes), Arc::clone(&prepared));
             tokio::spawn(async move {
-                let environment = prepared.shared_environment();
-                let (key, lock) = (prepared.key(), prepared.zygote_lock());
-                if let Err(error) = zygotes.ensure(key, lock, environment, argv).await {
+                if let Err(error) = zygotes.ensure(prepared.wish(), argv).await {
                     tracing::warn!(%error, function = %prepared.function.name, "no zygote for a function");
                 }
             });
@@ -241,14 +214,7 @@ impl Engine {
 
     /// Has an instance looked at from outside; gives its pidfd.
     async fn check(&self, id: InstanceId) -> Result<OwnedFd, String> {
-        let mut checked = self.launcher.call(Request::Check { instance: id }).await;
-        for pause in CHECKS {
-            if checked.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            checked = self.launcher.call(Request::Check { instance: id }).await;
-        }
+        let checked = self.launcher.call_again(Request::Check { instance: id }).await;
         let (_, pidfd) = checked.map_err(|error| error.to_string())?;
         pidfd.into_iter().next().ok_or_else(|| "the launcher sent no pidfd".into())
     }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sock_isolation::launcher::wire::{self, Reply, Request};
 use tokio::io::Interest;
@@ -24,6 +25,10 @@ pub(crate) enum LauncherError {
     #[error("the launcher is gone")]
     Gone,
 }
+
+/// Milliseconds until a process that did not pass is looked at again. A busy machine may not have let the helper end yet that forked it
+/// into its container: one process too many, for a moment.
+const CHECKS: [u64; 4] = [1, 2, 5, 20];
 
 type Answer = Result<(Reply, Vec<OwnedFd>), LauncherError>;
 type Waiting = Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>;
@@ -78,6 +83,19 @@ impl Launcher {
             return Err(LauncherError::Refused(format!("failed to ask the launcher: {error}")));
         }
         receiver.await.unwrap_or(Err(LauncherError::Gone))
+    }
+
+    /// Sends a request to look at a process that was forked a moment ago, until it passes or has had some time to.
+    pub(crate) async fn call_again(&self, request: Request) -> Answer {
+        let mut answer = self.call(request.clone()).await;
+        for pause in CHECKS {
+            if answer.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            answer = self.call(request.clone()).await;
+        }
+        answer
     }
 
     /// Sends a request whose answer nobody needs.

@@ -1,20 +1,22 @@
 //! The zygotes that are there, and which of them serves a function.
 //!
-//! One is started for each pair of a view and a list of imports that a deployed function has; others may use it where the
-//! sharing rule allows. The root zygote has no packages and is always there. Selection is best match: of the sound ones,
-//! the one that has most of what the function imports.
+//! They are a tree. The root has no packages and is always there; each other one was forked from the one that has most of what it
+//! shall import, and imports the rest. One is grown for each pair of a view and a list of imports that a deployed function
+//! has; others may use it where the sharing rule allows. Selection is best match: of the sound ones, the one that has most of
+//! what the function imports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sock_isolation::launcher::wire::{Files, Request, StartZygote, ZygoteId};
+use sock_isolation::launcher::wire::{Files, ForkZygote, Request, StartZygote, ZygoteId};
 use sock_isolation::{Command, Limits, Role};
 use sock_zygote::frames::{ImportList, Kind};
 use sock_zygote::runtime::{self, Entry};
-use sock_zygote::{Facts, Import, Lock, Node, sound};
+use sock_zygote::{Candidate, Facts, Import, Lock, Node, sound};
 
+use super::START;
 use super::function::Prepared;
 use super::launcher::{Launcher, LauncherError};
 use super::process::{Peer, PeerError};
@@ -70,16 +72,60 @@ impl Key {
     }
 }
 
+/// A zygote that there shall be.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub(crate) key: Key,
+    /// What its view holds.
+    pub(crate) lock: Lock,
+    /// Variables that it shall have besides those that all have.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Wish {
+    fn files(&self) -> Files {
+        Files { view: self.key.view.clone(), ..Files::default() }
+    }
+}
+
+/// One that has imported what it was to.
+struct Grown {
+    id: ZygoteId,
+    peer: Peer,
+    env: BTreeMap<String, String>,
+    facts: Facts,
+    parent: Option<Using>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Zygote {
     pub(crate) id: ZygoteId,
     key: Key,
     node: Node,
     modules: BTreeSet<String>,
-    /// Instances that live in its namespaces: its end would be theirs.
-    pub(crate) instances: AtomicUsize,
+    /// What lives in its namespaces: instances, and zygotes that were forked from it. Its end would be theirs.
+    pub(crate) users: AtomicUsize,
+    /// The one in whose namespaces it lives.
+    _parent: Option<Using>,
     /// Dropped with the zygote, which sees it close and ends; its log is read until then.
     control: tokio::task::AbortHandle,
+}
+
+/// Counts an instance or a zygote among those that live in a zygote's namespaces, for as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Using(Arc<Zygote>);
+
+impl Using {
+    pub(crate) fn new(zygote: Arc<Zygote>) -> Self {
+        zygote.users.fetch_add(1, Ordering::AcqRel);
+        Self(zygote)
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Drop for Zygote {
@@ -135,54 +181,39 @@ impl Zygotes {
 
     /// Makes sure that there is the root zygote of an interpreter.
     pub(crate) async fn ensure_root(self: &Arc<Self>, python: &Python) -> Result<(), ZygoteError> {
-        let root = Key::root(&python.runtime);
-        self.ensure(root, Lock::new(), Vec::new(), python.argv(Entry::Zygote)).await
+        let key = Key::root(&python.runtime);
+        let root = Wish { key, lock: Lock::new(), env: BTreeMap::new() };
+        self.ensure(root, python.argv(Entry::Zygote)).await
     }
 
-    /// Makes sure that there is a zygote for `key`, whose view holds `lock`, started by `argv` with `more` variables than
-    /// all have.
-    pub(crate) async fn ensure(
-        self: &Arc<Self>,
-        key: Key,
-        lock: Lock,
-        more: Vec<(String, String)>,
-        argv: Vec<String>,
-    ) -> Result<(), ZygoteError> {
+    /// Makes sure that there is a zygote for `wish`; `argv` starts the first of its runtime.
+    pub(crate) async fn ensure(self: &Arc<Self>, wish: Wish, argv: Vec<String>) -> Result<(), ZygoteError> {
         let _starting = self.starting.lock().await;
         {
             let running = self.lock();
-            if running.contains_key(&key) || running.len() >= MAX_ZYGOTES {
+            if running.contains_key(&wish.key) || running.len() >= MAX_ZYGOTES {
                 return Ok(());
             }
         }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let command = Command {
-            argv,
-            env: [runtime::environment(Entry::Zygote), more].concat(),
-            directory: "/".into(),
-            role: Role::Zygote,
-            // Room for the largest libraries and for a child for every slot of a burst.
-            limits: Limits { memory: 4 << 30, processes: 4096, files: 4096, ..Limits::default() },
-            memory_by_kernel: false,
-        };
-        let env = command.env.iter().cloned().collect();
-        let files = Files { view: key.view.clone(), ..Files::default() };
-        let (_, fds) = self
-            .launcher
-            .call(Request::StartZygote(StartZygote { zygote: id, files, command, slots: SLOTS }))
-            .await?;
-        let mut peer = Peer::new(fds)?;
-        let facts = match import(&mut peer, &key.imports).await {
-            Ok(facts) => facts,
+        let grown = self.grow(&wish, argv).await;
+        let grown = match grown {
+            Ok(grown) => grown,
             Err(error) => {
-                self.launcher.tell(Request::StopZygote { zygote: id });
                 let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
                 failed.retain(|_, at| at.elapsed() < RETRY);
-                failed.insert(key, Instant::now());
+                failed.insert(wish.key, Instant::now());
                 return Err(error);
             }
         };
-        tracing::info!(zygote = id, imported = facts.imported.len(), safe = facts.safe, "zygote started");
+        let Grown { id, peer, env, facts, parent } = grown;
+        let above = parent.as_ref().map(|using| using.0.id);
+        tracing::info!(
+            zygote = id,
+            above,
+            imported = facts.imported.len(),
+            safe = facts.safe,
+            "zygote started"
+        );
         for (module, error) in &facts.errors {
             tracing::debug!(zygote = id, module, error, "not imported ahead");
         }
@@ -190,13 +221,113 @@ impl Zygotes {
             self.launcher.tell(Request::KeepSpares { zygote: id, count: SPARES });
         }
         let modules = facts.imported.iter().chain(&facts.baseline).cloned().collect();
-        let (node, instances) = (Node { lock, env, facts }, AtomicUsize::new(0));
+        let Wish { key, lock, .. } = wish;
+        let node = Node { lock, env, facts };
         // It may end at once, and can be forgotten only when it is there.
         let mut running = self.lock();
         let control = tokio::spawn(Self::attend(Arc::clone(self), key.clone(), id, peer)).abort_handle();
-        let zygote = Arc::new(Zygote { id, key: key.clone(), node, modules, instances, control });
+        let users = AtomicUsize::new(0);
+        let zygote =
+            Arc::new(Zygote { id, key: key.clone(), node, modules, users, _parent: parent, control });
         running.insert(key, zygote);
         Ok(())
+    }
+
+    /// The zygote that one for `wish` is best forked from: of those that import nothing that it shall not, and that may serve it, the
+    /// one that has most.
+    fn parent(&self, wish: &Wish) -> Option<Arc<Zygote>> {
+        let Wish { key, lock, env } = wish;
+        let wanted: BTreeSet<&str> = key.imports.iter().map(|import| import.module.as_str()).collect();
+        let own = BTreeSet::new();
+        let candidate = |zygote: &Zygote| Candidate {
+            lock: lock.clone(),
+            env: zygote
+                .node
+                .env
+                .iter()
+                .chain(env)
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            own: own.clone(),
+        };
+        let running = self.lock();
+        let fit = running.values().filter(|zygote| {
+            zygote.key.runtime == key.runtime
+                && zygote.key.imports.iter().all(|import| wanted.contains(import.module.as_str()))
+                && sound(&zygote.node, &candidate(zygote)).is_ok()
+        });
+        fit.max_by_key(|zygote| zygote.modules.len()).map(Arc::clone)
+    }
+
+    /// Forks it from the best there is, or from the root; where there is none, starts it.
+    async fn grow(&self, wish: &Wish, argv: Vec<String>) -> Result<Grown, ZygoteError> {
+        let Some(best) = self.parent(wish) else { return self.start(wish, argv).await };
+        let root = Key::root(&wish.key.runtime);
+        let forked = self.fork(wish, Arc::clone(&best)).await;
+        match forked {
+            Err(error) if best.key != root => {
+                tracing::warn!(zygote = best.id, %error, "another one is not forked from it");
+                let root = self.lock().get(&root).map(Arc::clone);
+                match root {
+                    Some(root) => self.fork(wish, root).await,
+                    None => self.start(wish, argv).await,
+                }
+            }
+            forked => forked,
+        }
+    }
+
+    async fn start(&self, wish: &Wish, argv: Vec<String>) -> Result<Grown, ZygoteError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let env = runtime::environment(Entry::Zygote);
+        let command = Command {
+            argv,
+            env: env.clone(),
+            directory: "/".into(),
+            role: Role::Zygote,
+            limits: limits(),
+            memory_by_kernel: false,
+        };
+        let start = StartZygote { zygote: id, files: wish.files(), command, slots: SLOTS };
+        let (_, fds) = self.launcher.call(Request::StartZygote(start)).await?;
+        let mut peer = Peer::new(fds)?;
+        let facts = self.import(id, &mut peer, wish).await?;
+        let env = env.into_iter().chain(wish.env.clone()).collect();
+        Ok(Grown { id, peer, env, facts, parent: None })
+    }
+
+    async fn fork(&self, wish: &Wish, parent: Arc<Zygote>) -> Result<Grown, ZygoteError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let fork =
+            ForkZygote { zygote: id, parent: parent.id, files: wish.files(), limits: limits(), slots: SLOTS };
+        // Before the request: a zygote that is used is not retired.
+        let using = Using::new(Arc::clone(&parent));
+        let (_, fds) = self.launcher.call(Request::ForkZygote(fork)).await?;
+        let mut peer = Peer::new(fds)?;
+        if let Err(error) = self.admit(id, &mut peer).await {
+            self.launcher.tell(Request::StopZygote { zygote: id });
+            return Err(error);
+        }
+        let facts = self.import(id, &mut peer, wish).await?;
+        let env = parent.node.env.iter().chain(&wish.env);
+        let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Ok(Grown { id, peer, env, facts, parent: Some(using) })
+    }
+
+    /// Has a forked zygote looked at once it says that it has dropped everything.
+    async fn admit(&self, id: ZygoteId, peer: &mut Peer) -> Result<(), ZygoteError> {
+        let hello = tokio::time::timeout(START, peer.expect(Kind::Hello)).await;
+        hello.map_err(|_| ZygoteError::Slow)?.map_err(|error| ZygoteError::of(error, peer))?;
+        Ok(self.launcher.call_again(Request::Admit { zygote: id }).await.map(drop)?)
+    }
+
+    /// Has it import what it shall; one that does not is ended.
+    async fn import(&self, id: ZygoteId, peer: &mut Peer, wish: &Wish) -> Result<Facts, ZygoteError> {
+        let imported = import(peer, wish).await;
+        if imported.is_err() {
+            self.launcher.tell(Request::StopZygote { zygote: id });
+        }
+        imported
     }
 
     /// Reads a zygote's output until it ends, and then forgets it: the next that needs it starts another.
@@ -216,7 +347,7 @@ impl Zygotes {
         running.retain(|key, zygote| {
             let keep = *key == Key::root(&key.runtime)
                 || wanted.contains(key)
-                || zygote.instances.load(Ordering::Acquire) > 0;
+                || zygote.users.load(Ordering::Acquire) > 0;
             if !keep {
                 tracing::info!(zygote = zygote.id, "zygote retired");
                 self.launcher.tell(Request::StopZygote { zygote: zygote.id });
@@ -233,20 +364,28 @@ impl Zygotes {
     }
 }
 
-async fn import(peer: &mut Peer, imports: &[Import]) -> Result<Facts, ZygoteError> {
-    let list = serde_json::to_vec(&ImportList { imports: imports.to_vec() })?;
+/// Room for the largest libraries and for a child for every slot of a burst.
+fn limits() -> Limits {
+    Limits { memory: 4 << 30, processes: 4096, files: 4096, ..Limits::default() }
+}
+
+async fn import(peer: &mut Peer, wish: &Wish) -> Result<Facts, ZygoteError> {
+    let list = ImportList { imports: wish.key.imports.clone(), env: wish.env.clone() };
+    let list = serde_json::to_vec(&list)?;
     let exchange = async {
         peer.send(Kind::Import, &list).await?;
         peer.expect(Kind::Facts).await
     };
     let limit = Duration::from_secs(IMPORT_SECONDS);
     let result = tokio::time::timeout(limit, exchange).await.map_err(|_| ZygoteError::Slow)?;
-    match result {
-        Ok(report) => Ok(serde_json::from_slice(&report)?),
-        Err(error) => {
-            let said = String::from_utf8_lossy(&peer.take_output().text).trim().to_owned();
-            let said = if said.is_empty() { said } else { format!("; it said: {said}") };
-            Err(ZygoteError::Peer { error, said })
-        }
+    Ok(serde_json::from_slice(&result.map_err(|error| ZygoteError::of(error, peer))?)?)
+}
+
+impl ZygoteError {
+    /// With what it wrote.
+    fn of(error: PeerError, peer: &mut Peer) -> Self {
+        let said = String::from_utf8_lossy(&peer.take_output().text).trim().to_owned();
+        let said = if said.is_empty() { said } else { format!("; it said: {said}") };
+        Self::Peer { error, said }
     }
 }

@@ -20,17 +20,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 use super::wire::{self, Counts, Files, InstanceId, MAX_MESSAGE, Reply, Request, ZygoteId};
 use crate::builder::Made;
 use crate::cgroup::{Activity, Limits};
 use crate::error::{Context, SysResult};
 use crate::host::{Ground, Host};
-use crate::ids::{Pair, Pairs};
+use crate::ids::{Pair, Pairs, Span};
 use crate::init::Exit;
 use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::{sys, verify};
@@ -79,8 +79,20 @@ struct Spare {
 }
 
 struct Zygote {
-    block: u32,
+    /// The one that it was forked from.
+    parent: Option<ZygoteId>,
+    /// How many there are above it.
+    depth: u32,
+    span: Span,
     pairs: Pairs,
+    /// Ids for zygotes that are forked from it.
+    children: Vec<Span>,
+    /// Whether it may fork: one that was started may, one that was forked when it was looked at.
+    admitted: bool,
+    /// The request that waits for that.
+    admitting: Option<u64>,
+    /// The inode number of its own end of the fork channel.
+    channel: u64,
     /// Of its own processes.
     limits: Limits,
     init: Option<Slot>,
@@ -110,11 +122,17 @@ struct Instance {
 }
 
 impl Zygote {
-    fn new(block: u32, fork_channel: OwnedFd, target: u32) -> Self {
+    fn new(span: Span, (fork_channel, channel): (OwnedFd, u64), target: u32, limits: Limits) -> Self {
         Self {
-            block,
-            pairs: Pairs::default(),
-            limits: Limits::default(),
+            parent: None,
+            depth: 0,
+            span,
+            pairs: span.pairs(),
+            children: span.children(),
+            admitted: false,
+            admitting: None,
+            channel,
+            limits,
             init: None,
             fork_channel,
             spares: VecDeque::new(),
@@ -156,7 +174,8 @@ struct Server {
     answers: VecDeque<(u64, Result<Reply, String>, Vec<OwnedFd>)>,
     next: u64,
     pairs: Pairs,
-    blocks: Vec<u32>,
+    /// Ids for zygotes that are started.
+    spans: Vec<Span>,
     building: HashMap<u64, Building>,
     zygotes: BTreeMap<ZygoteId, Zygote>,
     instances: BTreeMap<InstanceId, Instance>,
@@ -172,7 +191,7 @@ struct Server {
 
 /// Serves requests from `gateway` until it is closed; then ends every container.
 pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
-    let blocks = (1..host.ids.blocks).rev().collect();
+    let spans = host.ids.spans();
     // Opened here: a descriptor from before the host's mount namespace would lead to mounts that cannot be cloned.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let data = nix::fcntl::open(&options.data, flags, Mode::empty()).call_on("open", &options.data)?;
@@ -185,7 +204,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         answers: VecDeque::new(),
         next: 1,
         pairs: Pairs::default(),
-        blocks,
+        spans,
         building: HashMap::new(),
         zygotes: BTreeMap::new(),
         instances: BTreeMap::new(),
@@ -293,14 +312,9 @@ impl Server {
         let later = |()| None;
         match request {
             Request::AddView { view, layers } => self.add_view(&view, &layers).map(done),
-            Request::StartZygote(start) => {
-                let (zygote, limits) = (start.zygote, start.command.limits);
-                self.start_zygote(id, start)?;
-                if let Some(state) = self.zygotes.get_mut(&zygote) {
-                    state.limits = limits;
-                }
-                Ok(None)
-            }
+            Request::StartZygote(start) => self.start_zygote(id, start).map(later),
+            Request::ForkZygote(fork) => self.fork_zygote(id, fork).map(later),
+            Request::Admit { zygote } => self.admit(id, zygote).map(later),
             Request::StopZygote { zygote } => self.stop_zygote(zygote).map(done),
             Request::KeepSpares { zygote, count } => self.keep_spares(zygote, count).map(done),
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(later),
@@ -381,6 +395,15 @@ fn stream_pair() -> SysResult<(OwnedFd, OwnedFd)> {
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).call("socketpair")?;
     sys::refuse_descriptors(pair.0.as_fd());
     Ok(pair)
+}
+
+/// Ours and the zygote's end of a fork channel, and the inode number of the latter. We never wait for it.
+fn fork_channel() -> SysResult<(OwnedFd, OwnedFd, u64)> {
+    let (ours, theirs) = crate::builder::pair()?;
+    sys::refuse_descriptors(ours.as_fd());
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).call("fcntl F_SETFL")?;
+    let number = fstat(&theirs).call("fstat")?.st_ino;
+    Ok((ours, theirs, number))
 }
 
 fn null() -> SysResult<OwnedFd> {

@@ -26,6 +26,7 @@ impl Request {
                 plain_name(view)
             }
             Self::StartZygote(start) => command(&start.command, Role::Zygote).and(files(&start.files)),
+            Self::ForkZygote(fork) => bounds(&fork.limits).and(files(&fork.files)),
             Self::KeepSpares { count, .. } if *count > MAX_READY => {
                 Err(format!("{count} spares of a zygote; {MAX_READY} at most"))
             }
@@ -33,7 +34,8 @@ impl Request {
             Self::Execute { files: shown, command: executed } => {
                 command(executed, Role::Instance).and(files(shown))
             }
-            Self::StopZygote { .. }
+            Self::Admit { .. }
+            | Self::StopZygote { .. }
             | Self::KeepSpares { .. }
             | Self::Check { .. }
             | Self::Stats { .. }

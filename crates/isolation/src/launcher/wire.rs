@@ -48,6 +48,21 @@ pub struct StartZygote {
     pub slots: u32,
 }
 
+/// See [`Request::ForkZygote`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkZygote {
+    /// Its name from now on.
+    pub zygote: ZygoteId,
+    /// The one that forks itself.
+    pub parent: ZygoteId,
+    /// What it may import from: all that the parent may, at least.
+    pub files: Files,
+    /// What its own processes may use, beyond what they share with the parent.
+    pub limits: Limits,
+    /// How many slots are kept ready for it.
+    pub slots: u32,
+}
+
 /// The closed set of requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -62,7 +77,15 @@ pub enum Request {
     ///
     /// Its command gets as descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel, 4 the control socket.
     StartZygote(StartZygote),
-    /// End a zygote, with all its instances.
+    /// Start a fork server by having another one fork itself: it has imported what that one has. Replies as
+    /// [`Request::StartZygote`] does, with the same descriptors. Nothing is forked from it before [`Request::Admit`].
+    ForkZygote(ForkZygote),
+    /// Look at a forked zygote from outside, after it said hello on its control socket, and let it have slots.
+    Admit {
+        /// Which one.
+        zygote: ZygoteId,
+    },
+    /// End a zygote, with all its instances, and all zygotes that were forked from it.
     StopZygote {
         /// Which one.
         zygote: ZygoteId,

@@ -182,7 +182,7 @@ for line in sorted(open('/proc/self/mountinfo'), key=lambda line: line.split()[4
     fields = fields.split()
     slave = 'slave' if any(f.startswith('master') for f in fields) else ''
     # What the host's own file systems are called is the host's affair.
-    kind = '' if fields[4] in ('/usr', '/lib', '/bin') else system.split()[0]
+    kind = '' if fields[4].startswith(('/usr', '/lib', '/bin', '/etc')) else system.split()[0]
     print(fields[4], fields[5].replace(',relatime', ''), slave, kind)
 ";
     let shop = Shop::open()?;

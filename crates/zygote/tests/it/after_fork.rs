@@ -26,7 +26,8 @@ assert set(after_fork.taken) == {thing.fileno() for thing in held}
 
 for order in (0, 1):
     if os.fork() == 0:
-        after_fork.arrange(os.dup(1), theirs)
+        log = os.dup(1)
+        after_fork.arrange((log, log, theirs))
         assert after_fork.note() == {0, 1, 2, 3, *after_fork.taken}
         after_fork.mend()
         assert held[0].read() == b''

@@ -142,7 +142,7 @@ impl Instance {
             log_group: "/aws/lambda/fn".into(),
             log_stream: "2024/[7]x".into(),
         };
-        let init = Init { handler: handler.into(), env, function };
+        let init = Init { handler: handler.into(), env, function, tell: true };
         self.send(Kind::Init, &serde_json::to_vec(&init).unwrap());
         self.answer()
     }
@@ -246,4 +246,16 @@ impl Drop for Instance {
 /// What one invocation of `app.handler` with `{}` answers.
 pub(crate) fn once(source: &str) -> (Kind, Value) {
     Instance::of(source).call("{}")
+}
+
+#[test]
+fn what_the_handlers_import_imported_is_told_but_for_its_own() {
+    let files = [
+        ("app.py", "import colorsys, own\ndef handler(event): return event\n"),
+        ("own.py", "import more_of_its_own\n"),
+        ("more_of_its_own.py", ""),
+    ];
+    let mut instance = Instance::start(&files);
+    let (kind, payload) = instance.init("app.handler", &[]);
+    assert_eq!((kind, &payload["imported"]), (Kind::Ready, &serde_json::json!(["colorsys"])));
 }

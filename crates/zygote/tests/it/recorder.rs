@@ -144,3 +144,37 @@ assert before == (list(sys.meta_path), os.environ.__class__.__getitem__)
 ";
     assert_eq!(crate::run(script), "");
 }
+
+/// A module's own time and memory, not those of what it imports.
+#[test]
+fn what_modules_cost() {
+    let script = "
+import json, os, sys, tempfile
+import _sock_recorder as recorder
+
+directory = tempfile.TemporaryDirectory()
+sys.path.append(directory.name)
+sources = {
+    'outer': 'import inner, broken_user\\nblock = bytearray(8 << 20)\\nfor at in range(0, 8 << 20, 4096): block[at] = 1',
+    'inner': 'import time\\nend = time.perf_counter() + 0.05\\nwhile time.perf_counter() < end: pass',
+    'broken_user': 'try:\\n    import broken\\nexcept ValueError:\\n    pass',
+    'broken': 'raise ValueError',
+}
+for name, source in sources.items():
+    with open(directory.name + '/' + name + '.py', 'w') as file:
+        file.write(source)
+open_before = len(os.listdir('/proc/self/fd'))
+
+def action():
+    import outer
+
+recorder.record(action)
+assert len(os.listdir('/proc/self/fd')) == open_before
+assert sys.modules['_frozen_importlib']._load_unlocked.__name__ == '_load_unlocked'
+print(json.dumps(recorder.costs))
+";
+    let costs: BTreeMap<String, (u64, u64)> = serde_json::from_str(&crate::run(script)).unwrap();
+    assert!(costs["inner"].0 >= 50_000 && costs["outer"].0 < 50_000, "{costs:?}");
+    assert!(costs["outer"].1 >= 7 << 20 && costs["inner"].1 < 4 << 20, "{costs:?}");
+    assert!(costs.contains_key("broken"), "{costs:?}");
+}

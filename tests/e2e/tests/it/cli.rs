@@ -1,11 +1,16 @@
 //! What the command line says when the server refuses, or a function fails: as snapshots.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::server::Server;
+use crate::server::{Server, binary};
 
 #[test]
 fn errors_of_a_server() {
@@ -70,7 +75,7 @@ fn a_wrong_key_is_refused_and_the_right_one_is_in_the_data_directory() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path());
     let sock = |key: Option<(&str, &str)>| {
-        let mut command = std::process::Command::new(crate::server::binary());
+        let mut command = Command::new(binary());
         command.args(["list", "--json", "--endpoint", &server.endpoint]).env("SOCK_DATA_DIR", data.path());
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
         if let Some((id, secret)) = key {
@@ -92,8 +97,7 @@ fn a_wrong_key_is_refused_and_the_right_one_is_in_the_data_directory() {
 #[test]
 fn a_command_runs_in_a_container() {
     let run = |arguments: &[&str]| {
-        let output =
-            std::process::Command::new(crate::server::binary()).args(["run", "--"]).args(arguments).output();
+        let output = Command::new(binary()).args(["run", "--"]).args(arguments).output();
         let output = output.unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
@@ -104,9 +108,60 @@ fn a_command_runs_in_a_container() {
 }
 
 #[test]
+fn a_command_that_cannot_be_started_is_named() {
+    let output = Command::new(binary()).args(["run", "--", "/bin/nope"]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.trim(), "sock: failed to start /bin/nope (execve): No such file or directory");
+}
+
+/// `sock run` of a command that says when it has begun, and its cgroup.
+fn begun() -> (Child, PathBuf) {
+    let mut command = Command::new(binary());
+    let mut run = command
+        .args(["run", "--", "sh", "-c", "echo begun; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    run.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let init = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id())).unwrap();
+    let group = fs::read_to_string(format!("/proc/{}/cgroup", init.trim())).unwrap();
+    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    let group = crate::crash::mount().join(group);
+    (run, group)
+}
+
+fn members(group: &Path) -> usize {
+    fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines().count()
+}
+
+#[test]
+fn a_signal_ends_a_command_and_leaves_nothing() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let (mut run, group) = begun();
+        assert_eq!(members(&group), 2, "its PID 1 and itself");
+        #[expect(clippy::disallowed_methods, reason = "nobody else can reap it")]
+        kill(Pid::from_raw(run.id() as i32), signal).unwrap();
+        assert_eq!(run.wait().unwrap().code(), Some(128 + signal as i32));
+        assert!(!group.exists());
+    }
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_by_the_next() {
+    let (mut run, group) = begun();
+    run.kill().unwrap();
+    run.wait().unwrap();
+    // Its container goes with it, its cgroup stays until somebody comes by.
+    let status = Command::new(binary()).args(["run", "--", "true"]).status();
+    assert!(status.unwrap().success());
+    assert!(!group.exists());
+}
+
+#[test]
 fn the_doctor_looks_and_tells() {
-    let output =
-        std::process::Command::new(crate::server::binary()).args(["doctor", "--json"]).output().unwrap();
+    let output = Command::new(binary()).args(["doctor", "--json"]).output().unwrap();
     let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
     let subjects: Vec<&str> =
         findings.as_array().unwrap().iter().map(|finding| finding["subject"].as_str().unwrap()).collect();

@@ -196,9 +196,9 @@ fn the_launchers_death_is_survived() {
     survives(|server, process| process.uid == 0 && process.is_child_of(server), 1, both_start_again);
 }
 
-/// A zygote's uid is the first of a block of 65,536; its PID 1 has it too, and the gateway has one.
+/// A zygote's uid is the first of its span, all of which begin at multiples of 512; its PID 1 has it too, and the gateway has one.
 pub(crate) fn is_zygote(process: &Process) -> bool {
-    process.uid != 0 && process.uid.is_multiple_of(1 << 16) && process.status("Name") != "sock"
+    process.uid != 0 && process.uid.is_multiple_of(512) && process.status("Name") != "sock"
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::{Instance, Server, Slot, Zygote};
 use crate::cgroup::Usage;
 use crate::error::SysResult;
 use crate::host::Ground;
-use crate::ids::Pair;
+use crate::ids::{Pair, Span};
 use crate::init::Exit;
 use crate::launcher::wire::{InstanceId, Reply, ZygoteId};
 use crate::{sys, verify};
@@ -20,9 +20,9 @@ pub(super) enum Ids {
     Alone(Pair),
     /// Of a zygote's block.
     Within(ZygoteId, Pair),
-    /// A zygote's, with all that it gave to slots.
-    Block(u32),
-    /// Of a block that its zygote's end frees.
+    /// A zygote's, with all that it gave to slots and to zygotes that were forked from it; and whose they were before.
+    Zygote(Option<ZygoteId>, Span),
+    /// Of ids that its zygote's end frees.
     WithZygote,
 }
 
@@ -57,9 +57,18 @@ impl Server {
         if self.zygotes.get(&zygote).is_some_and(|zygote| zygote.init.is_none()) {
             return Err(format!("zygote {zygote} is still being made"));
         }
-        let Zygote { init, ready, spares, block, waiting, .. } =
-            self.zygotes.remove(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        for (id, ..) in waiting {
+        if self.forget_zygote(zygote) { Ok(()) } else { Err(format!("there is no zygote {zygote}")) }
+    }
+
+    /// Ends a zygote and those that were forked from it, which live in its namespaces.
+    fn forget_zygote(&mut self, zygote: ZygoteId) -> bool {
+        let forked = self.zygotes.iter().filter(|(_, state)| state.parent == Some(zygote));
+        for forked in forked.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.forget_zygote(forked);
+        }
+        let Some(state) = self.zygotes.remove(&zygote) else { return false };
+        let Zygote { init, ready, spares, parent, span, waiting, admitting, .. } = state;
+        for id in waiting.into_iter().map(|(id, ..)| id).chain(admitting) {
             self.answer(id, Err(format!("zygote {zygote} was stopped")), Vec::new());
         }
         // Its PID namespace goes, and every slot and instance within it.
@@ -67,9 +76,9 @@ impl Server {
             self.let_die(slot, Ids::WithZygote);
         }
         if let Some(slot) = init {
-            self.let_die(slot, Ids::Block(block));
+            self.let_die(slot, Ids::Zygote(parent, span));
         }
-        Ok(())
+        true
     }
 
     pub(super) fn destroy(&mut self, request: u64, id: InstanceId) -> Result<(), String> {
@@ -198,7 +207,13 @@ impl Server {
                     zygote.pairs.give_back(pair);
                 }
             }
-            Ids::Block(block) => self.blocks.push(block),
+            Ids::Zygote(None, span) => self.spans.push(span),
+            Ids::Zygote(Some(parent), span) => {
+                // A later zygote may have the parent's name.
+                if let Some(parent) = self.zygotes.get_mut(&parent).filter(|parent| parent.span.has(span)) {
+                    parent.children.push(span);
+                }
+            }
             Ids::WithZygote => {}
         }
     }

@@ -88,7 +88,7 @@ impl Server {
     fn refill(&mut self, zygote: ZygoteId) -> Result<(), String> {
         loop {
             let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
-            let Some(init) = &state.init else { return Ok(()) };
+            let Some(init) = state.init.as_ref().filter(|_| state.admitted) else { return Ok(()) };
             let building = state.building as usize;
             let pooling = building == 0 && state.ready.len() < state.target as usize;
             if building >= state.waiting.len() + usize::from(pooling) {
@@ -97,16 +97,17 @@ impl Server {
             let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
             let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
             let Some(family) = &init.ground.family else { return Ok(()) };
-            let (family, uid) = (family.clone(), self.host.ids.block(state.block));
-            let pair = state.pairs.take().ok_or("no user ids are left in the zygote's block")?;
+            let (family, uid) = (family.clone(), state.span.first);
+            let pair = state.pairs.take().ok_or("no user ids are left for another slot of the zygote")?;
             let within = Within::Family(&family, uid);
             let (ground, ()) = self.ground(within, Ids::Within(zygote, pair), |server, ground| {
                 let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
                 let spec = server.spec(Nesting::Forbidden);
                 // Relative to the zygote's user namespace.
+                let payload = Payload::Later { skipped: 0 };
                 server
                     .host
-                    .build(ground, (pair.map(0), pair.both(uid)), Some(parent), (spec, Payload::Nothing, &[]))
+                    .build(ground, (pair.map(0), pair.both(uid)), Some(parent), (spec, payload, &[]))
                     .map_err(text)
             })?;
             if let Some(state) = self.zygotes.get_mut(&zygote) {
@@ -190,8 +191,7 @@ impl Server {
             return Err(error);
         }
         let number = slot.ground.number;
-        let block = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.block);
-        let base = self.host.ids.block(block);
+        let base = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.span.first);
         // The zygote's filter, and its own.
         let mut instance = Instance::new(slot, Some(zygote), limits, (base, 2));
         instance.files = Some(files);
@@ -204,18 +204,30 @@ impl Server {
     fn start_child(&self, zygote: ZygoteId, slot: &Slot, kind: &str) -> Result<Child, String> {
         // Its own limits come with its function; until then it only waits.
         slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
-        let entrance = self.host.entrance(&slot.ground.group).map_err(text)?;
         let (socket, theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
-        let mut fds: Vec<BorrowedFd<'_>> = slot.made.namespaces.iter().map(AsFd::as_fd).collect();
-        fds.extend([entrance.as_fd(), theirs.as_fd(), log_theirs.as_fd()]);
+        let number = fstat(&theirs).call("fstat").map_err(text)?.st_ino;
+        self.send_fork(zygote, kind, slot, &[theirs, log_theirs])?;
+        Ok(Child { fds: vec![socket, log], socket: number })
+    }
+
+    /// Asks `zygote` to fork itself into `slot`, as a `kind` of child that gets `fds`.
+    pub(super) fn send_fork(
+        &self,
+        zygote: ZygoteId,
+        kind: &str,
+        slot: &Slot,
+        fds: &[OwnedFd],
+    ) -> Result<(), String> {
+        let entrance = self.host.entrance(&slot.ground.group).map_err(text)?;
+        let mut all: Vec<BorrowedFd<'_>> = slot.made.namespaces.iter().map(AsFd::as_fd).collect();
+        all.push(entrance.as_fd());
+        all.extend(fds.iter().map(AsFd::as_fd));
         let channel = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd());
         let channel = channel.ok_or_else(|| format!("there is no zygote {zygote}"))?;
         // Without waiting: a zygote that takes no more requests must not hold up all others.
         let message = format!("{kind} {}", slot.ground.number);
-        sys::send(channel, message.as_bytes(), &fds).call("sendmsg to the zygote").map_err(text)?;
-        let number = fstat(&theirs).call("fstat").map_err(text)?.st_ino;
-        Ok(Child { fds: vec![socket, log], socket: number })
+        sys::send(channel, message.as_bytes(), &all).call("sendmsg to the zygote").map_err(text)
     }
 
     /// Takes note of what `zygote` tells of its children that ended. Kernels before 6.15 tell it nobody but the parent; and

@@ -2,24 +2,25 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::end::{Dying, Ids};
-use super::{Instance, Server, Slot, Zygote, null, stream_pair, text};
-use crate::builder::{self, Event, Made};
+use super::{Instance, Server, Slot, Zygote, fork_channel, io_text, null, stream_pair, text};
+use crate::builder::{Event, Made};
 use crate::cgroup::Limits;
 use crate::error::Context;
-use crate::host::{Ground, Within};
-use crate::ids::{BLOCK, Pair};
+use crate::host::{Ground, Parent, Within};
+use crate::ids::Pair;
 use crate::init::{Command, Payload};
-use crate::launcher::wire::{Files, InstanceId, MAX_READY, Reply, StartZygote, ZygoteId};
+use crate::launcher::wire::{Files, ForkZygote, InstanceId, MAX_READY, Reply, StartZygote, ZygoteId};
 use crate::plan::Nesting;
-use crate::sys;
+use crate::verify;
 
 pub(super) enum Owner {
-    /// With the limits of its own processes.
-    Zygote(ZygoteId, Limits),
+    Zygote(ZygoteId),
+    /// With its ends of the fork channel, of its log and of its control socket.
+    ForkedZygote(ZygoteId, [OwnedFd; 3]),
     Slot(ZygoteId),
     Alone(InstanceId),
 }
@@ -59,35 +60,104 @@ impl Server {
         if self.zygotes.contains_key(&zygote) {
             return Err(format!("zygote {zygote} exists already"));
         }
-        let block = self.blocks.pop().ok_or("no block of user ids is left for another zygote")?;
-        let (ground, (fork_channel, fds)) =
-            self.ground(Within::NewFamily, Ids::Block(block), |server, ground| {
+        let span = self.spans.pop().ok_or("no user ids are left for another zygote")?;
+        let limits = command.limits;
+        let (ground, (channel, fds)) =
+            self.ground(Within::NewFamily, Ids::Zygote(None, span), |server, ground| {
                 server.show(ground, &files)?;
-                let (fork_channel, theirs) = builder::pair().map_err(text)?;
-                sys::refuse_descriptors(fork_channel.as_fd());
-                fcntl(&fork_channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                    .call("fcntl F_SETFL")
-                    .map_err(text)?;
+                let (channel, theirs, number) = fork_channel().map_err(text)?;
                 let (control, control_theirs) = stream_pair().map_err(text)?;
                 let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
                 let null = null().map_err(text)?;
-                let map = format!("0 {} {BLOCK}\n", server.host.ids.block(block));
                 let fds = [&null, &log_theirs, &log_theirs, &theirs, &control_theirs].map(AsFd::as_fd);
                 let memory_by_kernel = server.host.has_controller("memory");
-                let command = Command { memory_by_kernel, ..command.clone() };
+                let command = Command { memory_by_kernel, ..command };
                 let what = (server.spec(Nesting::Slots), Payload::Command(command), &fds[..]);
-                server
-                    .host
-                    .build(ground, (map, [server.host.ids.block(block); 2]), None, what)
-                    .map_err(text)?;
-                Ok((fork_channel, vec![control, log]))
+                let map = (span.map(None), [span.first; 2]);
+                server.host.build(ground, map, None, what).map_err(text)?;
+                Ok(((channel, number), vec![control, log]))
             })?;
-        let (number, owner) = (ground.number, Owner::Zygote(zygote, command.limits));
-        let answer = Some((id, fds));
-        let building = Building { ground, pair: None, owner, answer, expected: None };
+        let (number, owner) = (ground.number, Owner::Zygote(zygote));
+        let building = Building { ground, pair: None, owner, answer: Some((id, fds)), expected: None };
         self.building.insert(number, building);
-        self.zygotes.insert(zygote, Zygote::new(block, fork_channel, slots.min(MAX_READY)));
+        self.zygotes.insert(zygote, Zygote::new(span, channel, slots.min(MAX_READY), limits));
         Ok(())
+    }
+
+    /// Has a slot made for a zygote that another one shall fork itself into.
+    pub(super) fn fork_zygote(&mut self, id: u64, fork: ForkZygote) -> Result<(), String> {
+        let ForkZygote { zygote, parent, files, limits, slots } = fork;
+        if self.zygotes.contains_key(&zygote) {
+            return Err(format!("zygote {zygote} exists already"));
+        }
+        let state = self.zygotes.get_mut(&parent).ok_or_else(|| format!("there is no zygote {parent}"))?;
+        let init = state.init.as_ref().filter(|_| state.admitted);
+        let init = init.ok_or_else(|| format!("zygote {parent} is still being made"))?;
+        let family = init.ground.family.clone().ok_or_else(|| format!("zygote {parent} has no family"))?;
+        let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
+        let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
+        let (above, depth) = (state.span, state.depth + 1);
+        let span = state.children.pop();
+        let span = span.ok_or_else(|| format!("no user ids are left beneath zygote {parent}"))?;
+        let within = Within::NewFamilyIn(&family, above.first);
+        let (ground, (channel, theirs, fds)) =
+            self.ground(within, Ids::Zygote(Some(parent), span), |server, ground| {
+                server.show(ground, &files)?;
+                let (channel, theirs, number) = fork_channel().map_err(text)?;
+                let (control, control_theirs) = stream_pair().map_err(text)?;
+                let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
+                let within = Parent { user: user.as_fd(), pids: pids.as_fd() };
+                // Another number than every zygote above it, the first of which has used up one.
+                let payload = Payload::Later { skipped: depth + 1 };
+                let map = (span.map(Some(above)), [span.first; 2]);
+                let what = (server.spec(Nesting::Forbidden), payload, &[][..]);
+                server.host.build(ground, map, Some(within), what).map_err(text)?;
+                Ok(((channel, number), [theirs, log_theirs, control_theirs], vec![control, log]))
+            })?;
+        let (number, owner) = (ground.number, Owner::ForkedZygote(zygote, theirs));
+        let building = Building { ground, pair: None, owner, answer: Some((id, fds)), expected: None };
+        self.building.insert(number, building);
+        let state = Zygote::new(span, channel, slots.min(MAX_READY), limits);
+        self.zygotes.insert(zygote, Zygote { parent: Some(parent), depth, ..state });
+        Ok(())
+    }
+
+    /// Looks at a forked zygote, which said that it has dropped everything, and has its container opened.
+    pub(super) fn admit(&mut self, id: u64, zygote: ZygoteId) -> Result<(), String> {
+        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        let Some(slot) = state.init.as_ref().filter(|_| !state.admitted && state.admitting.is_none()) else {
+            return Err(format!("zygote {zygote} does not wait for that"));
+        };
+        let expected = verify::Expected {
+            id: state.span.first,
+            filters: 1,
+            namespaces: verify::inodes(&slot.made.namespaces).map_err(text)?,
+            socket: Some(state.channel),
+        };
+        let processes = slot.ground.group.processes().map_err(text)?;
+        verify::check(&processes, slot.made.init, &expected)
+            .map_err(|error| format!("zygote {zygote} is not confined: {error}"))?;
+        // Its parent has put into the group what it was to put there.
+        slot.ground.group.let_join(0).map_err(text)?;
+        let [user, _, mounts, ..] = &slot.made.namespaces[..] else {
+            return Err(format!("zygote {zygote} has no namespaces"));
+        };
+        self.host.open(slot.ground.number, user.as_fd(), mounts.as_fd()).map_err(text)?;
+        state.admitting = Some(id);
+        Ok(())
+    }
+
+    /// The container of a forked zygote is open to others, or not.
+    fn opened(&mut self, number: u64, error: Option<String>) {
+        let zygote = self
+            .zygotes
+            .iter_mut()
+            .find(|(_, zygote)| zygote.init.as_ref().is_some_and(|slot| slot.ground.number == number));
+        let Some((&zygote, state)) = zygote else { return };
+        let Some(id) = state.admitting.take() else { return };
+        state.admitted = error.is_none();
+        self.answer(id, error.map_or(Ok(Reply::Done), Err), Vec::new());
+        self.serve_waiting(zygote);
     }
 
     pub(super) fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
@@ -117,6 +187,7 @@ impl Server {
         match event {
             Event::Made { slot, made } => self.made(slot, made),
             Event::Failed { slot, error } => self.failed(slot, &error),
+            Event::Opened { slot, error } => self.opened(slot, error),
             Event::Ended { slot, exit } => self.ended(slot, exit),
         }
     }
@@ -128,12 +199,12 @@ impl Server {
         }
         let pair = building.pair.unwrap_or_default();
         let ids = match building.owner {
-            Owner::Zygote(zygote, _) => match self.zygotes.remove(&zygote) {
-                Some(Zygote { block, waiting, .. }) => {
+            Owner::Zygote(zygote) | Owner::ForkedZygote(zygote, _) => match self.zygotes.remove(&zygote) {
+                Some(Zygote { parent, span, waiting, .. }) => {
                     for (id, ..) in waiting {
                         self.answer(id, Err(format!("zygote {zygote} was not made: {error}")), Vec::new());
                     }
-                    Ids::Block(block)
+                    Ids::Zygote(parent, span)
                 }
                 None => Ids::WithZygote,
             },
@@ -156,28 +227,8 @@ impl Server {
         };
         let slot = Slot { ground, pair: pair.unwrap_or_default(), made };
         match owner {
-            Owner::Zygote(zygote, limits) => {
-                let Some(state) = self.zygotes.get_mut(&zygote) else {
-                    return self.let_die(slot, Ids::WithZygote);
-                };
-                // Only now, since a group whose processes are in groups of their own has none itself: cgroups(7).
-                let (uid, ground) = (self.host.ids.block(state.block), &slot.ground);
-                let opened =
-                    ground.family.as_ref().map_or(Ok(()), |family| self.host.open_family(family, uid));
-                let result = opened.and_then(|()| ground.group.limit(&self.host.hierarchy, &limits));
-                state.init = Some(slot);
-                let Some((id, fds)) = answer else { return };
-                match result {
-                    Ok(()) => {
-                        self.answer(id, Ok(Reply::Zygote), fds);
-                        self.serve_waiting(zygote);
-                    }
-                    Err(error) => {
-                        self.answer(id, Err(text(error)), Vec::new());
-                        let _ = self.stop_zygote(zygote);
-                    }
-                }
-            }
+            Owner::Zygote(zygote) => self.zygote_made(zygote, slot, answer, None),
+            Owner::ForkedZygote(zygote, theirs) => self.zygote_made(zygote, slot, answer, Some(theirs)),
             Owner::Slot(zygote) => {
                 let Some(state) = self.zygotes.get_mut(&zygote) else {
                     return self.let_die(slot, Ids::WithZygote);
@@ -193,6 +244,45 @@ impl Server {
                 if let Some((id, fds)) = answer {
                     self.answer(id, Ok(Reply::Instance { instance, spare: false }), fds);
                 }
+            }
+        }
+    }
+
+    /// `theirs`: of one that is to be forked.
+    fn zygote_made(
+        &mut self,
+        zygote: ZygoteId,
+        slot: Slot,
+        answer: Option<(u64, Vec<OwnedFd>)>,
+        theirs: Option<[OwnedFd; 3]>,
+    ) {
+        let Some((id, fds)) = answer else { return };
+        let Some(state) = self.zygotes.get_mut(&zygote) else {
+            // With the one that it was to be forked from.
+            self.answer(id, Err(format!("zygote {zygote} was stopped")), Vec::new());
+            return self.let_die(slot, Ids::WithZygote);
+        };
+        // Only now, since a group whose processes are in groups of their own has none itself: cgroups(7).
+        let (uid, ground) = (state.span.first, &slot.ground);
+        let opened = ground.family.as_ref().map_or(Ok(()), |family| self.host.open_family(family, uid));
+        let limited = opened.and_then(|()| ground.group.limit(&self.host.hierarchy, &state.limits));
+        let (parent, admitted) = (state.parent, theirs.is_none());
+        let begun = limited.map_err(text).and_then(|()| match (theirs, parent) {
+            (Some(theirs), Some(parent)) => self.send_fork(parent, "zygote", &slot, &theirs),
+            _ => Ok(()),
+        });
+        if let Some(state) = self.zygotes.get_mut(&zygote) {
+            state.init = Some(slot);
+            state.admitted = admitted;
+        }
+        match begun {
+            Ok(()) => {
+                self.answer(id, Ok(Reply::Zygote), fds);
+                self.serve_waiting(zygote);
+            }
+            Err(error) => {
+                self.answer(id, Err(error), Vec::new());
+                let _ = self.stop_zygote(zygote);
             }
         }
     }

@@ -1,0 +1,44 @@
+//! How often something happens, and how many spares that takes.
+
+use serde::{Deserialize, Serialize};
+
+/// Seconds after which an event counts half. Bursts of a few minutes have to count as a whole, and what nobody has called
+/// for an hour (six half-lives) no more.
+const HALF_LIFE: f64 = 600.0;
+
+/// Events a second, of which older ones count less: after `t` seconds `2^(-t / HALF_LIFE)`. Steady events are told as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    seen: f64,
+    value: f64,
+}
+
+impl Rate {
+    /// Counts `count` events at `now`, in seconds by any clock. To a clock that goes back, no time has passed.
+    pub fn observe(&mut self, now: f64, count: u32) {
+        let value = self.at(now) + f64::from(count) * std::f64::consts::LN_2 / HALF_LIFE;
+        *self = Self { seen: now.max(self.seen), value };
+    }
+
+    /// What it is at `now`.
+    pub fn at(&self, now: f64) -> f64 {
+        let passed = (now - self.seen).max(0.0);
+        self.value * (-passed / HALF_LIFE).exp2()
+    }
+}
+
+/// Below this, the next instance is not expected within the hour, and a spare is memory for nothing. A single start is
+/// followed by twenty minutes with a spare.
+const SPARED: f64 = 1.0 / 3600.0;
+
+/// How many spares a node keeps: `⌈mean + 2 √mean⌉`, where `mean = rate × seconds` new instances arrive while one spare is
+/// made. Arrivals are taken as a Poisson process, whose standard deviation is `√mean`: a burst of two more of them finds all
+/// it needs. One at least, none below a rate of one an hour, and never more than `most`.
+pub fn spares(rate: f64, seconds: f64, most: u32) -> u32 {
+    if rate.is_nan() || rate < SPARED {
+        return 0;
+    }
+    let mean = (rate * seconds).max(0.0);
+    // A cast saturates, and makes zero of what is no number.
+    ((mean + 2.0 * mean.sqrt()).ceil() as u32).clamp(1, most.max(1)).min(most)
+}
