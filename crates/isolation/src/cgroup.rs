@@ -273,13 +273,15 @@ impl Group {
             write(&self.path.join("cpu.weight"), &limits.cpu_weight.to_string())?;
         }
         match limits.io_bytes {
-            Some(bytes) if hierarchy.has("io") => {
-                disks(Path::new("/sys/block")).iter().try_for_each(|disk| {
-                    write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
-                })
-            }
+            Some(bytes) if hierarchy.has("io") => self.hold_back(&disks(Path::new("/sys/block")), bytes),
             _ => Ok(()),
         }
+    }
+
+    fn hold_back(&self, disks: &[String], bytes: u64) -> SysResult<()> {
+        disks.iter().try_for_each(|disk| {
+            write(&self.path.join("io.max"), &format!("{disk} rbps={bytes} wbps={bytes}"))
+        })
     }
 
     /// What it has and uses now.
@@ -422,6 +424,41 @@ mod tests {
         let text = "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
         assert_eq!(pressure(text), Some(0.125));
         assert_eq!(pressure(""), None);
+    }
+
+    #[test]
+    fn every_disk_is_held_back() {
+        let block = tempfile::tempdir().unwrap();
+        let disk = |name: &str, size: Option<&str>, number: &str| {
+            let directory = block.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join("dev"), format!("{number}\n")).unwrap();
+            size.into_iter().for_each(|size| fs::write(directory.join("size"), format!("{size}\n")).unwrap());
+        };
+        for (name, size, number) in [
+            ("sda", Some("500118192"), "8:0"),
+            ("nvme0n1", Some("8"), "259:0"),
+            ("loop0", Some("0"), "7:0"),
+            ("odd", None, "9:9"),
+            ("sdb", Some("16"), "8:16"),
+        ] {
+            disk(name, size, number);
+        }
+        let mut disks = disks(block.path());
+        disks.sort_unstable();
+        assert_eq!(disks, ["259:0", "8:0", "8:16"]);
+
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("io.max");
+        // Keeps what is written one after the other, as a file would not.
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut written = OpenOptions::new().read(true).write(true).open(&file).unwrap();
+        Group { path: directory.path().to_owned() }.hold_back(&disks, 4096).unwrap();
+        written.write_all(b".").unwrap();
+        let expected = "259:0 rbps=4096 wbps=40968:0 rbps=4096 wbps=40968:16 rbps=4096 wbps=4096.";
+        let mut found = [0; 4096];
+        let length = written.read(&mut found).unwrap();
+        assert_eq!(std::str::from_utf8(&found[..length]).unwrap(), expected);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Ways out of a container: each is refused as it should be, and each protection is what refuses it.
 //!
-//! `escape/probes.py` tries them, `escape/expected.txt` says how each ends. A *control* runs a probe in a container from which
-//! named protections were left out, where it has to get through: a probe that fails for a reason of its own proves
-//! nothing. Controls weaken containers, so they run in the test machine only.
+//! `escape/probes.py` tries them, `escape/expected.txt` says how each ends, `escape/controls.rs` what happens where there are
+//! holes.
+
+mod controls;
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -34,6 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         })
         .collect();
     trials.push(Trial::test("escape::every_probe_has_its_outcome", every_probe));
+    trials.push(Trial::test("escape::every_probe_has_a_control_or_a_reason", controls::complete));
     #[cfg(feature = "machine")]
     trials.extend(controls::trials());
     trials
@@ -54,11 +56,13 @@ impl Bait {
         let address = SocketAddr::from_abstract_name(&name)?;
         let _abstract = UnixListener::bind_addr(&address)?;
         let key = 0x50c4_0000 | (std::process::id() & 0xffff) as i32;
-        // A segment of shared memory that everybody may use, as the host's own would be.
+        // A segment of shared memory and a queue that everybody may use, as the host's own would be.
         let made = std::process::Command::new("/usr/bin/python3")
             .args([
                 "-c",
-                "import ctypes, sys; sys.exit(ctypes.CDLL(None).shmget(int(sys.argv[1]), 4096, 0o1666) < 0)",
+                "import ctypes, os, sys; libc = ctypes.CDLL(None); os.umask(0); key = int(sys.argv[1]); \
+                 queue = libc.mq_open(b'/sock-escape-%d' % key, os.O_CREAT, 0o666, None); \
+                 sys.exit(libc.shmget(key, 4096, 0o1666) < 0 or queue < 0)",
             ])
             .arg(key.to_string())
             .status()?;
@@ -77,7 +81,10 @@ impl Bait {
 
 impl Drop for Bait {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("ipcrm").args(["-M", &self.key.to_string()]).status();
+        let (key, queue) = (self.key.to_string(), format!("/sock-escape-{}", self.key));
+        let _ = std::process::Command::new("ipcrm").args(["-M", &key]).status();
+        let unlink = "import ctypes, sys; ctypes.CDLL(None).mq_unlink(sys.argv[1].encode())";
+        let _ = std::process::Command::new("/usr/bin/python3").args(["-c", unlink, &queue]).status();
     }
 }
 
@@ -111,77 +118,4 @@ fn every_probe() -> Result<(), Failed> {
         }
     }
     Ok(())
-}
-
-#[cfg(feature = "machine")]
-mod controls {
-    use libtest_mimic::Trial;
-    use sock_isolation::weaken::{self, Weakened};
-
-    use super::attempt;
-    use crate::shop::Shop;
-
-    const FILTER: &str = "seccomp filter of Instance";
-    const LANDLOCK: &str = "landlock";
-    /// With these left out a command is root in its user namespace, and has every capability there.
-    const CAPABILITIES: [&str; 3] =
-        ["empty the capability bounding set", "setgroups [], setresgid 1000", "no capability in any set"];
-    const NEW_USERS: &str = "user/max_user_namespaces";
-    const NEW_MOUNTS: &str = "user/max_mnt_namespaces";
-    const NEW_NETWORKS: &str = "user/max_net_namespaces";
-
-    /// Probe, steps that are left out, namespaces that are not made.
-    fn all() -> Vec<(&'static str, Vec<&'static str>, i32)> {
-        let with_capabilities = |more: &[&'static str]| [&[FILTER][..], &CAPABILITIES, more].concat();
-        let mut all = vec![
-            ("user_namespace", vec![FILTER, NEW_USERS], 0),
-            ("user_namespace_by_clone", vec![FILTER, NEW_USERS], 0),
-            ("user_namespace_by_clone3", vec![FILTER, NEW_USERS], 0),
-            ("mount_namespace", with_capabilities(&[NEW_MOUNTS]), 0),
-            ("network_namespace", with_capabilities(&[NEW_NETWORKS]), 0),
-            ("pivot_root", with_capabilities(&[LANDLOCK]), 0),
-            ("mount", with_capabilities(&[LANDLOCK]), 0),
-            ("mount_cgroup", with_capabilities(&[LANDLOCK]), 0),
-            ("unmask_proc", with_capabilities(&[LANDLOCK]), 0),
-            ("new_mount_interface", with_capabilities(&[]), 0),
-            ("chroot", with_capabilities(&[]), 0),
-            ("become_root", with_capabilities(&[]), 0),
-            ("raw_socket", with_capabilities(&[]), 0),
-            ("packet_socket", with_capabilities(&[]), 0),
-            ("host_name", with_capabilities(&[]), 0),
-            ("core_dumps", vec!["setrlimit CORE"], 0),
-            ("kernel_symbols", vec!["mask /proc/kallsyms"], 0),
-            ("interrupts", vec!["mask /proc/irq"], 0),
-            ("loopback_of_the_host", vec!["bring lo up"], libc::CLONE_NEWNET),
-            ("abstract_socket_of_the_host", vec!["bring lo up", LANDLOCK], libc::CLONE_NEWNET),
-            ("shared_memory_of_the_host", vec![], libc::CLONE_NEWIPC),
-            ("cgroup_path", vec![], libc::CLONE_NEWCGROUP),
-        ];
-        let by_the_filter_alone = [
-            "keyring",
-            "add_key",
-            "userfaultfd",
-            "io_uring",
-            "netlink_socket",
-            "no_randomisation",
-            "ptrace_me",
-            "old_segments",
-        ];
-        all.extend(by_the_filter_alone.map(|probe| (probe, vec![FILTER], 0)));
-        all
-    }
-
-    pub(super) fn trials() -> Vec<Trial> {
-        let control = |(name, steps, namespaces): (&'static str, Vec<&'static str>, i32)| {
-            Trial::test(format!("escape::control::{name}"), move || {
-                let weakened = Weakened { steps: steps.clone(), namespaces: namespaces as u64 };
-                let found = weaken::during(weakened, || attempt(&Shop::open()?, name))?;
-                if found == "made" {
-                    return Ok(());
-                }
-                Err(format!("without {steps:?} {name} ended with {found}: something else stops it").into())
-            })
-        };
-        all().into_iter().map(control).collect()
-    }
 }

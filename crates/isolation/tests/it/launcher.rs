@@ -1,5 +1,7 @@
 //! The launcher's process, asked over its socket.
 
+pub(crate) mod held_up;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use nix::poll::{PollFd, PollFlags};
-use sock_isolation::launcher::wire::{self, Answer, Counts, Files, Reply, Request, StartZygote};
+use sock_isolation::launcher::wire::{self, Answer, Counts, Files, InstanceId, Reply, Request, StartZygote};
 use sock_isolation::launcher::{server, socket_pair};
 use sock_isolation::process::Child;
 use sock_isolation::{Command, Exit, Host, HostOptions, IdRange, Limits, Role, Template, cgroup};
@@ -65,6 +67,8 @@ impl Launcher {
     }
 
     fn receive(&self) -> Result<(Answer, Vec<OwnedFd>), Failed> {
+        let mut wanted = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(nix::poll::poll(&mut wanted, 20_000u16)?, 1, "the launcher does not answer");
         Ok(wire::receive_reply(self.socket.as_fd())?.ok_or("the launcher is gone")?)
     }
 
@@ -100,6 +104,15 @@ impl Launcher {
                 return Err(format!("{counts:?} are left").into());
             }
             nix::poll::poll(&mut [], 5u8)?;
+        }
+    }
+
+    /// Lets a zygote have a slot, and no process in it.
+    fn fork(&mut self) -> Result<InstanceId, Failed> {
+        let fork = Request::Fork { zygote: 1, files: Files::default(), limits: Limits::default() };
+        match self.call(fork)? {
+            Ok(Reply::Instance { instance, .. }) => Ok(instance),
+            other => Err(format!("{other:?}").into()),
         }
     }
 

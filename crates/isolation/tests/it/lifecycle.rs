@@ -5,10 +5,10 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use libtest_mimic::Failed;
-use sock_isolation::Exit;
+use sock_isolation::{ContainerSpec, Exit, Profile};
 
 use crate::Test;
-use crate::shop::{Shop, pipe, program};
+use crate::shop::{Shop, pipe, program, spec};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::exit_codes_and_signals_are_told_apart", exits),
@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::several_at_once_and_one_that_was_dropped", several),
     ("lifecycle::a_container_runs_one_program", one_program),
     ("lifecycle::a_second_host_sweeps_what_a_crash_left", sweep),
+    ("lifecycle::a_paper_container_that_fails_leaves_no_mount", paper_fails),
     ("lifecycle::a_process_with_threads_is_refused", threads),
 ];
 
@@ -154,6 +155,23 @@ fn sweep() -> Result<(), Failed> {
     assert_eq!(removed, 1);
     assert!(!left.exists());
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait()?), Some(9));
+    shop.close()
+}
+
+/// At its name, which is too long for the kernel: by then all of its root is mounted.
+fn paper_fails() -> Result<(), Failed> {
+    let hostname = "x".repeat(65);
+    let shop = Shop::with(ContainerSpec { hostname, profile: Profile::Paper, ..spec() })?;
+    let children = std::fs::read_to_string("/proc/thread-self/children")?;
+    let builder = children.split_whitespace().next_back().ok_or("there is no builder")?;
+    for _ in 0..3 {
+        let error = shop.workshop.create().err().ok_or("it was made")?.to_string();
+        assert!(error.contains("sethostname: Invalid argument"), "{error}");
+        let mounts = std::fs::read_to_string(format!("/proc/{builder}/mountinfo"))?;
+        assert!(mounts.contains(" /sock/paper "), "this is not the builder's: {mounts}");
+        assert!(!mounts.contains("/sock/paper/"), "{mounts}");
+        assert_eq!(std::fs::read_dir(format!("/proc/{builder}/root/sock/paper"))?.count(), 0);
+    }
     shop.close()
 }
 

@@ -12,12 +12,14 @@
 //!
 //! A zygote is watched as instances are. So is what nobody has checked yet, of which a zygote may have made anything.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use super::{Server, Slot, WATCH};
+use super::{Server, Slot, WATCH, Zygote};
 use crate::cgroup::{Activity, Group, Limits};
+use crate::launcher::wire::ZygoteId;
 use crate::verify;
 
 /// The longest that a container goes without a dear look when it needs one.
@@ -73,6 +75,16 @@ impl Watched {
     }
 }
 
+/// What the zygote `id` may have, with what those had that it was forked from.
+fn most(zygotes: &BTreeMap<ZygoteId, Zygote>, mut id: Option<ZygoteId>) -> u64 {
+    let mut most = 0;
+    while let Some(zygote) = id.and_then(|id| zygotes.get(&id)) {
+        most += zygote.limits.memory;
+        id = zygote.parent;
+    }
+    most
+}
+
 impl Server {
     /// Looks at all containers in which something ran since the last look.
     pub(super) fn watch(&mut self) {
@@ -95,12 +107,13 @@ impl Server {
         for (id, zygote) in &self.zygotes {
             let memory = zygote.limits.memory;
             if let Some(slot) = &zygote.init
-                && look(slot, Bound { memory, inherited: 0 })
+                && look(slot, Bound { memory, inherited: most(&self.zygotes, zygote.parent) })
             {
                 eprintln!("sock: launcher: zygote {id} is killed: it has more than {memory} bytes of memory");
             }
             // Its own limits come with its function; what a child was forked with is its zygote's.
-            let bound = Bound { memory: Limits::default().memory, inherited: memory };
+            let inherited = most(&self.zygotes, Some(*id));
+            let bound = Bound { memory: Limits::default().memory, inherited };
             let spares = zygote.spares.iter().map(|spare| &spare.slot);
             for slot in zygote.ready.iter().chain(spares) {
                 look(slot, bound);
@@ -109,10 +122,7 @@ impl Server {
         for instance in self.instances.values_mut() {
             let inherited = match &instance.checked {
                 Some(checked) => checked.resident,
-                None => instance
-                    .zygote
-                    .and_then(|id| self.zygotes.get(&id))
-                    .map_or(0, |zygote| zygote.limits.memory),
+                None => most(&self.zygotes, instance.zygote),
             };
             instance.out_of_memory |=
                 look(&instance.slot, Bound { memory: instance.limits.memory, inherited });

@@ -325,7 +325,7 @@ def kernel_log():
     call("syslog", 3, ctypes.create_string_buffer(64), 64)
 
 def watch_everything():
-    call("fanotify_init", 0, 0)
+    call("fanotify_init", 0x200, 0)
 
 def clock():
     call("clock_settime", 0, struct.pack("qq", 0, 0))
@@ -352,7 +352,10 @@ def old_system_calls():
         raise OSError(ctypes.get_errno(), "x32")
 
 def type_into_the_terminal():
+    """Its own, so that what refuses it is not whose it is."""
+    os.setsid()
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
     fcntl.ioctl(follower, termios.TIOCSTI, b"x")
 
 def core_dumps():
@@ -386,7 +389,14 @@ def multipath_socket():
     socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
 
 def stop_a_process():
-    os.kill(os.getpid(), signal.SIGSTOP)
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    try:
+        os.kill(pid, signal.SIGSTOP)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 def signal_by_descriptor():
     fcntl.fcntl(0, 10, signal.SIGSTOP)
@@ -424,7 +434,7 @@ def shared_memory_of_the_host():
         raise OSError(ctypes.get_errno(), "shmget")
 
 def message_queue():
-    call("mq_open", b"sock-escape", 0, 0, None)
+    call("mq_open", b"sock-escape-%d" % int(os.environ["KEY"]), 0, 0, None)
 
 def cgroup():
     return writes("/sys/fs/cgroup/cgroup.procs")
