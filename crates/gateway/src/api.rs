@@ -146,7 +146,7 @@ fn admit(call: &Call) -> Result<(Route, Option<Presented<'_>>), ApiError> {
     let keyless = match &route {
         Route::Health | Route::Ready => return Ok((route, None)),
         Route::Run(name) => call.has_token() || call.is_public(name),
-        Route::Metrics => call.has_token(),
+        Route::Metrics | Route::Report => call.has_token(),
         _ => matches!(call.gateway.config.auth, Auth::Open),
     };
     let presented = if keyless { None } else { Some(call.presented()?) };
@@ -160,6 +160,7 @@ async fn dispatch(call: &Call, route: Route, body: Body) -> Result<Answer, ApiEr
     match route {
         Route::Health | Route::Ready => Err(ApiError::service("it is answered before")),
         Route::Metrics => metrics(call).await,
+        Route::Report => report(call).await,
         Route::Create => functions::create(call, body).await,
         Route::List => functions::list(call),
         Route::Get(f) => functions::get(call, &f),
@@ -199,6 +200,14 @@ async fn metrics(call: &Call) -> Result<Answer, ApiError> {
     let mut answer = Response::new(Full::new(call.gateway.metrics.text(&now).into()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(crate::metrics::CONTENT_TYPE));
     Ok(answer)
+}
+
+/// What runs functions, in detail: zygotes, idle instances, memory.
+async fn report(call: &Call) -> Result<Answer, ApiError> {
+    let counts = call.gateway.runner.counts().await.map_err(|error| ApiError::service(&error))?;
+    let report = call.gateway.runner.report().await;
+    let body = serde_json::json!({ "counts": counts, "nodes": report.nodes, "functions": report.functions });
+    Ok(json(StatusCode::OK, &body))
 }
 
 /// A function's log from `?after=` on (as given by `x-sock-log-next`), or its end.

@@ -17,6 +17,7 @@ mod learnt;
 mod planner;
 mod process;
 mod python;
+mod report;
 mod zygotes;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -26,15 +27,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{Counts, Reply, Request};
+use sock_isolation::launcher::wire::{Counts, Part, Reply, Request};
 use sock_zygote::frames::{self, InvokeHeader, Kind};
 use sock_zygote::tree::NodeSpec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::names::FunctionName;
 use crate::runner::{
-    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Runner, RunnerCounts, StartKind,
-    ThrottleLimit,
+    BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Report, Runner, RunnerCounts,
+    StartKind, ThrottleLimit,
 };
 use ending::ended;
 use function::Prepared;
@@ -76,6 +77,8 @@ pub(crate) struct EngineOptions {
     pub(crate) interpreters: Vec<sock_pkgcache::Interpreter>,
     /// Memory that zygotes may take, bytes.
     pub(crate) zygote_bytes: u64,
+    /// Memory of their own that idle instances may take, bytes.
+    pub(crate) idle_bytes: u64,
 }
 
 /// See the module.
@@ -90,6 +93,8 @@ pub(crate) struct Engine {
     places: Mutex<HashMap<FunctionName, Arc<Semaphore>>>,
     functions: Mutex<Functions>,
     idle: Mutex<Idle>,
+    /// What was found out of the memory of zygotes.
+    known_memory: Mutex<report::Known>,
     own: std::sync::Weak<Self>,
 }
 
@@ -154,7 +159,8 @@ impl Engine {
             running: Semaphore::new(MAX_RUNNING),
             places: Mutex::default(),
             functions: Mutex::default(),
-            idle: Mutex::default(),
+            idle: Mutex::new(Idle::new(options.idle_bytes)),
+            known_memory: Mutex::default(),
             own: own.clone(),
         });
         tokio::spawn(Self::tidy(Arc::downgrade(&engine)));
@@ -184,8 +190,20 @@ impl Engine {
             ticks.tick().await;
             let Some(engine) = engine.upgrade() else { return };
             engine.keep_roots();
-            let old = lock(&engine.idle).tidy();
+            let used = |name: &FunctionName| {
+                let learnt = engine.planner.learnt();
+                let of = learnt.functions.get(name);
+                of.map_or((0.0, 0.0), |of| (of.invocations.at(learnt::now()), of.start_us))
+            };
+            let old = lock(&engine.idle).tidy(used);
             drop(old);
+            let unmeasured = lock(&engine.idle).unmeasured();
+            for instance in unmeasured {
+                let memory = Request::Memory { of: Part::Instance(instance) };
+                if let Ok((Reply::Memory(memory), _)) = engine.launcher.call(memory).await {
+                    lock(&engine.idle).measure(instance, memory.private);
+                }
+            }
         }
     }
 
@@ -226,10 +244,18 @@ impl Engine {
         found.ok_or_else(|| format!("this server has no interpreter for {runtime}"))
     }
 
-    fn take_idle(&self, function: &Function) -> Option<Instance> {
-        let (found, stale) = lock(&self.idle).take(function);
-        drop(stale);
-        found
+    /// One that goes on, with what thawing it took.
+    fn take_idle(&self, function: &Function) -> Option<(Instance, Duration)> {
+        loop {
+            let (found, stale) = lock(&self.idle).take(function);
+            drop(stale);
+            let mut instance = found?;
+            let begin = Instant::now();
+            let frozen = instance.is_frozen();
+            if instance.thaw() {
+                return Some((instance, if frozen { begin.elapsed() } else { Duration::ZERO }));
+            }
+        }
     }
 
     /// Waits for a place among the function's, and then among all.
@@ -249,12 +275,16 @@ impl Engine {
             let result = InvocationResult::Throttled { limit: ThrottleLimit::Server };
             return Outcome::of(result, StartKind::Cold, phases);
         }
+        self.note_invocation(&function);
         let mut log_before = Vec::new();
         let mut attempt = 1;
         let (mut instance, start, result) = loop {
             let idle = if attempt < ATTEMPTS { self.take_idle(&function) } else { None };
             let (mut instance, start) = match idle {
-                Some(instance) => (instance, StartKind::Warm),
+                Some((instance, thawed)) => {
+                    phases.provision = thawed;
+                    (instance, StartKind::Warm)
+                }
                 None => match self.start_for(&function, &mut phases).await {
                     Ok(started) => started,
                     Err(failure) => return start_failed(failure, phases, log_before),
@@ -300,7 +330,7 @@ impl Engine {
             .by_name
             .get(&function.name)
             .is_some_and(|prepared| prepared.function.revision == instance.revision);
-        if instance.is_there() && current && instance.peer.is_quiet() {
+        if instance.is_there() && current && !function.single_use && instance.peer.is_quiet() {
             let evicted = lock(&self.idle).keep(&function.name, instance);
             drop(evicted);
         }
@@ -381,10 +411,15 @@ impl Runner for Engine {
                 return Err("the launcher answered something else".into());
             };
             let Counts { zygotes, slots, spares, instances, dying, leaks } = counts;
-            let idle = lock(&self.idle).count();
+            let (idle, (frozen, idle_bytes)) = {
+                let all = lock(&self.idle);
+                (all.count(), all.held())
+            };
             Ok(RunnerCounts {
                 running: instances.saturating_sub(idle),
                 idle,
+                frozen,
+                idle_bytes,
                 zygotes,
                 slots,
                 spares,
@@ -392,6 +427,10 @@ impl Runner for Engine {
                 leaks,
             })
         })
+    }
+
+    fn report(&self) -> BoxFuture<'_, Report> {
+        Box::pin(self.reported())
     }
 
     fn retire(&self, name: &FunctionName) {

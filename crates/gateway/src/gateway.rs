@@ -178,6 +178,7 @@ impl Gateway {
     /// What `/metrics` tells of this moment.
     pub(crate) async fn now(self: &Arc<Self>) -> Result<Now, String> {
         let runner = self.runner.counts().await?;
+        let nodes = self.runner.report().await.nodes;
         let gateway = self.clone();
         let read = tokio::task::spawn_blocking(move || {
             let events = gateway.events.count().map_err(|error| deploy::chain(&error))?;
@@ -193,6 +194,7 @@ impl Gateway {
         let handlers = codes.collect::<HashMap<&str, u64>>().values().sum();
         Ok(Now {
             runner,
+            nodes,
             connections: self.connections.count(),
             events,
             functions: all.len(),

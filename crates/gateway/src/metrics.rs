@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::api::Attempt;
-use crate::runner::{Phases, RunnerCounts};
+use crate::runner::{NodeReport, Phases, RunnerCounts};
 
 /// The text format's media type.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     dropped_log: Counter,
     instances: Family<Labels<1>, Gauge>,
     containers: Family<Labels<1>, Gauge>,
+    memory: Family<Labels<1>, Gauge>,
     cache: Family<Labels<1>, Gauge>,
     gauges: [Gauge; 4],
 }
@@ -52,6 +53,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Default)]
 pub(crate) struct Now {
     pub(crate) runner: RunnerCounts,
+    pub(crate) nodes: Vec<NodeReport>,
     pub(crate) connections: u32,
     pub(crate) events: u64,
     pub(crate) functions: usize,
@@ -92,6 +94,9 @@ impl Metrics {
         registry.register("instances", "Instances by state", Family::clone(&instances));
         let containers = Family::default();
         registry.register("containers", "Containers by what they are for", Family::clone(&containers));
+        let memory = Family::default();
+        let help = "Memory, pages that several processes map billed to the one that made them";
+        registry.register("memory_bytes", help, Family::clone(&memory));
         let cache = Family::default();
         registry.register("cache_bytes", "Bytes on disk by tier", Family::clone(&cache));
         let gauges = [
@@ -117,6 +122,7 @@ impl Metrics {
             dropped_log,
             instances,
             containers,
+            memory,
             cache,
             gauges,
         }
@@ -160,11 +166,15 @@ impl Metrics {
 
     /// All of it as text.
     pub(crate) fn text(&self, now: &Now) -> String {
-        let RunnerCounts { running, idle, zygotes, slots, spares, dying, leaks } = now.runner;
-        let states = [("running", running), ("idle", idle)];
+        let RunnerCounts { running, idle, frozen, zygotes, slots, spares, dying, leaks, idle_bytes } =
+            now.runner;
+        let states = [("running", running), ("idle", idle - frozen.min(idle)), ("frozen", frozen)];
         set(&self.instances, "state", states.map(|(state, count)| (state, count as u64)));
         let kinds = [("zygote", zygotes), ("slot", slots), ("spare", spares), ("dying", dying)];
         set(&self.containers, "kind", kinds.map(|(kind, count)| (kind, count as u64)));
+        let billed = |memory: &NodeReport| memory.billed_bytes;
+        let memory = [("zygotes", now.nodes.iter().map(billed).sum()), ("idle-instances", idle_bytes)];
+        set(&self.memory, "of", memory);
         let [handlers, installed] = now.cache_bytes;
         set(&self.cache, "tier", [("handler", handlers), ("install", installed)]);
         let values =
@@ -202,10 +212,27 @@ mod tests {
         metrics.invocation("error", "warm", &Phases { handler: ms(1), ..Phases::default() }, 7);
         metrics.event(&Attempt::Failed, true);
         metrics.deployment("failed");
-        let runner =
-            RunnerCounts { running: 1, idle: 2, zygotes: 3, slots: 4, spares: 5, dying: 6, leaks: 7 };
-        let now =
-            Now { runner, connections: 8, events: 9, functions: 10, cache_bytes: [11, 12], unfinished: 1 };
+        let runner = RunnerCounts {
+            running: 1,
+            idle: 20,
+            frozen: 18,
+            idle_bytes: 13,
+            zygotes: 3,
+            slots: 4,
+            spares: 5,
+            dying: 6,
+            leaks: 7,
+        };
+        let nodes = vec![NodeReport { billed_bytes: 14, ..NodeReport::default() }];
+        let now = Now {
+            runner,
+            nodes,
+            connections: 8,
+            events: 9,
+            functions: 10,
+            cache_bytes: [11, 12],
+            unfinished: 1,
+        };
         let text = metrics.text(&now);
         // Families are maps, whose order is nobody's.
         let mut lines: Vec<&str> = text.lines().filter(|line| !line.contains("_bucket{")).collect();

@@ -82,7 +82,9 @@ async fn serve(
     let files = process::raise_file_limit().map_err(|error| error.to_string())?;
     config.limits.connections = config.limits.connections.min(connections(files));
     let zygote_bytes = options.zygote_memory_mb.map_or_else(default_budget, |mb| mb << 20);
-    let engine_options = EngineOptions { data_dir: options.data_dir.clone(), interpreters, zygote_bytes };
+    let idle_bytes = options.idle_memory_mb.map_or_else(default_budget, |mb| mb << 20);
+    let data_dir = options.data_dir.clone();
+    let engine_options = EngineOptions { data_dir, interpreters, zygote_bytes, idle_bytes };
     let engine = Engine::start(launcher, engine_options).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let shutdown = async move {

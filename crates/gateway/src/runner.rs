@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::Serialize;
 use sock_pkgcache::View;
 
 use crate::names::FunctionName;
@@ -158,12 +159,16 @@ pub struct Phases {
 }
 
 /// What a runner holds at a moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RunnerCounts {
     /// Instances that run an invocation, or are made for one.
     pub running: usize,
     /// Instances that wait for the next.
     pub idle: usize,
+    /// Those of them that are frozen.
+    pub frozen: usize,
+    /// Memory of their own that they have, bytes.
+    pub idle_bytes: u64,
     /// Zygotes.
     pub zygotes: usize,
     /// Containers without a process of a function's.
@@ -174,6 +179,69 @@ pub struct RunnerCounts {
     pub dying: usize,
     /// What an earlier server had left behind and this one's start removed.
     pub leaks: usize,
+}
+
+/// What a runner has and what that costs, in detail.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Zygotes, parents before their children.
+    pub nodes: Vec<NodeReport>,
+    /// Functions of which idle instances are kept, by name.
+    pub functions: Vec<FunctionReport>,
+}
+
+/// A zygote.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct NodeReport {
+    /// Its number.
+    pub id: u32,
+    /// The number of the one that it was forked from.
+    pub parent: Option<u32>,
+    /// The interpreter.
+    pub runtime: String,
+    /// Whose functions it serves; none: everybody's.
+    pub tenant: Option<String>,
+    /// What it can import from, with versions.
+    pub packages: Vec<String>,
+    /// What it was told to import.
+    pub imports: Vec<String>,
+    /// How many modules that were.
+    pub modules: usize,
+    /// Whether anything is forked from it.
+    pub safe: bool,
+    /// Instances that it was asked for.
+    pub forks: u64,
+    /// Instances and zygotes that live in its namespaces.
+    pub users: usize,
+    /// Spares that are kept of it.
+    pub spares: u32,
+    /// Memory that would be free without it.
+    pub private_bytes: u64,
+    /// With its share of what others map too.
+    pub proportional_bytes: u64,
+    /// What it has and the one above it has not.
+    pub billed_bytes: u64,
+    /// Microseconds of imports that it is expected to save each second.
+    pub saved_us_per_second: f64,
+}
+
+/// The idle instances of a function.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FunctionReport {
+    /// Its name.
+    pub name: String,
+    /// How many there are.
+    pub idle: usize,
+    /// How many of those are frozen.
+    pub frozen: usize,
+    /// Memory that would be free without them.
+    pub private_bytes: u64,
+    /// Of the function, where one of ten minutes ago counts half.
+    pub invocations_per_second: f64,
+    /// New instances.
+    pub starts_per_second: f64,
+    /// What a start without one of them took last.
+    pub start_us: f64,
 }
 
 /// Runs functions.
@@ -193,6 +261,11 @@ pub trait Runner: Send + Sync + 'static {
     /// What there is at this moment.
     fn counts(&self) -> BoxFuture<'_, Result<RunnerCounts, String>> {
         Box::pin(std::future::ready(Ok(RunnerCounts::default())))
+    }
+
+    /// What there is in detail. Not for every request: it is asked of each process.
+    fn report(&self) -> BoxFuture<'_, Report> {
+        Box::pin(std::future::ready(Report::default()))
     }
 
     /// The function was deleted: running invocations may finish, and nothing else of it is kept.

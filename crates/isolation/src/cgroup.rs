@@ -9,7 +9,7 @@ mod place;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -322,6 +322,12 @@ impl Group {
             std::thread::yield_now();
         }
         Ok(())
+    }
+
+    /// Its `cgroup.freeze`, to write to.
+    pub(crate) fn freezer(&self) -> SysResult<OwnedFd> {
+        let path = self.path.join("cgroup.freeze");
+        OpenOptions::new().write(true).open(&path).map(OwnedFd::from).call_on("open", &path)
     }
 
     /// What the group's memory controller counted.

@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::error::{Context, SysResult};
+use crate::launcher::wire::Memory;
 use crate::sys;
 
 /// What a process has to be.
@@ -125,6 +126,18 @@ pub(crate) fn proportional(pid: Pid) -> u64 {
     let fields = fields(&text);
     let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
     bytes("Pss_Anon") + bytes("Pss_Shmem")
+}
+
+/// Which memory a process has; none when it is gone.
+pub(crate) fn memory(pid: Pid) -> Memory {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let fields = fields(&text);
+    let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
+    Memory {
+        private: bytes("Private_Clean") + bytes("Private_Dirty"),
+        proportional: bytes("Pss"),
+        anonymous: bytes("Anonymous"),
+    }
 }
 
 fn fields(status: &str) -> BTreeMap<&str, &str> {

@@ -5,3 +5,4 @@ pub(crate) mod functions;
 pub(crate) mod invoke;
 pub(crate) mod local;
 pub(crate) mod logs;
+pub(crate) mod report;

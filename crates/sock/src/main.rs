@@ -38,6 +38,10 @@ enum Command {
     Delete(OfFunction),
     /// Print a function's log
     Logs(commands::logs::Logs),
+    /// Show which functions have idle instances, and what everything takes
+    Stats(Reading),
+    /// Draw the processes that functions are forked from
+    Tree(Reading),
     /// Run one command in a lean container (as root)
     Run(Run),
     /// Look at this machine: what is missing, what is kept by which means
@@ -100,6 +104,9 @@ struct Serve {
     /// Memory that processes with imported packages may take, MB (default: a quarter of the machine's)
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     zygote_memory: Option<u64>,
+    /// Memory that instances may take which wait for their next invocation, MB (default: a quarter of the machine's)
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    idle_memory: Option<u64>,
     /// What lines of the log on standard error look like; $SOCK_LOG chooses which (default: warn,sock_gateway=info)
     #[arg(long, value_name = "FORMAT", env = "SOCK_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -177,6 +184,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Show(options) => commands::functions::show(&options),
         Command::Delete(options) => commands::functions::delete(&options),
         Command::Env(options) => commands::functions::env(&options),
+        Command::Stats(options) => commands::report::stats(&options),
+        Command::Tree(options) => commands::report::tree(&options),
     }
 }
 

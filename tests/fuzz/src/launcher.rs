@@ -6,7 +6,7 @@
 //! * What is granted keeps within every bound, by a second reading of the bounds.
 //! * Every refusal can be sent, however much of the request it quotes.
 
-use sock_isolation::launcher::wire::{self, Answer, Files, MAX_MESSAGE, Request, StartZygote};
+use sock_isolation::launcher::wire::{self, Answer, Files, ForkZygote, MAX_MESSAGE, Request, StartZygote};
 use sock_isolation::{Command, Limits, Role};
 
 /// See the module.
@@ -45,7 +45,10 @@ fn is_within_bounds(request: &Request) -> bool {
         Request::Execute { files, command } => have_name(files) && is_command(command, Role::Instance),
         Request::Fork { files, limits, .. } => have_name(files) && are_limits(limits),
         Request::Keep { spares, slots, .. } => *spares <= 64 && *slots <= 64,
+        Request::ForkZygote(ForkZygote { files, limits, .. }) => have_name(files) && are_limits(limits),
         Request::StopZygote { .. }
+        | Request::Admit { .. }
+        | Request::Memory { .. }
         | Request::Check { .. }
         | Request::Stats { .. }
         | Request::Count

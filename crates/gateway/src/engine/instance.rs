@@ -1,7 +1,10 @@
 //! Where instances come from, and how they go: a process out of a zygote or by itself, checked, that imports the handler.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,6 +32,12 @@ pub(super) struct Instance {
     pub(super) peer: Peer,
     _using: Option<Using>,
     pub(super) idle_since: Instant,
+    /// Memory of its own when that was asked last, bytes; 0 before, and whether that was since its last invocation.
+    pub(super) bytes: u64,
+    pub(super) measured: bool,
+    /// Its `cgroup.freeze`, and whether it says that the instance is frozen.
+    freezer: Option<File>,
+    frozen: bool,
     pub(super) max_memory_mb: u32,
     launcher: Launcher,
 }
@@ -37,6 +46,29 @@ impl Instance {
     /// Whether it was not destroyed by hand.
     pub(super) fn is_there(&self) -> bool {
         self.id != GONE
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Stops all that goes on in it. What cannot be stopped goes on, within its limits.
+    pub(super) fn freeze(&mut self) {
+        if !self.frozen {
+            self.frozen = self.write("1");
+        }
+    }
+
+    /// Lets it go on, if it was stopped. Whether it does.
+    pub(super) fn thaw(&mut self) -> bool {
+        if self.frozen {
+            self.frozen = !self.write("0");
+        }
+        !self.frozen
+    }
+
+    fn write(&self, text: &str) -> bool {
+        self.freezer.as_ref().is_some_and(|mut file| file.write_all(text.as_bytes()).is_ok())
     }
 }
 
@@ -166,6 +198,9 @@ impl Engine {
                 Request::Execute { files, command }
             }
         };
+        if let Some(zygote) = &zygote {
+            zygote.forks.fetch_add(1, Ordering::Relaxed);
+        }
         // Before the request: a zygote with instances is not retired.
         let using = zygote.clone().map(Using::new);
         let called = self.launcher.call(request).await;
@@ -188,6 +223,10 @@ impl Engine {
             peer,
             _using: using,
             idle_since: Instant::now(),
+            bytes: 0,
+            measured: false,
+            freezer: None,
+            frozen: false,
             max_memory_mb: 0,
             launcher: self.launcher.clone(),
         };
@@ -205,16 +244,17 @@ impl Engine {
                 return Err(format!("an instance did not start: {why} {said}"));
             }
         }
-        let pidfd = self.check(id).await?;
+        let [pidfd, freezer] = self.check(id).await?;
+        instance.freezer = Some(freezer.into());
         instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
         Ok((instance, kind))
     }
 
-    /// Has an instance looked at from outside; gives its pidfd.
-    async fn check(&self, id: InstanceId) -> Result<OwnedFd, String> {
+    /// Has an instance looked at from outside; gives its pidfd, and what freezes it.
+    async fn check(&self, id: InstanceId) -> Result<[OwnedFd; 2], String> {
         let checked = self.launcher.call_again(Request::Check { instance: id }).await;
-        let (_, pidfd) = checked.map_err(|error| error.to_string())?;
-        pidfd.into_iter().next().ok_or_else(|| "the launcher sent no pidfd".into())
+        let (_, fds) = checked.map_err(|error| error.to_string())?;
+        fds.try_into().map_err(|_| "the launcher sent no pidfd".into())
     }
 
     /// Ends an instance and learns how it had ended by itself.

@@ -18,7 +18,7 @@ const FILE: &str = "learnt.json";
 const MOST: u64 = 64 << 20;
 
 /// See the module.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Learnt {
     /// Shared with whoever reads them meanwhile: there are thousands.
     pub(crate) costs: Arc<Costs>,
@@ -37,7 +37,7 @@ pub(crate) struct OfFunction {
     /// What a start takes without an idle instance, microseconds: the last.
     pub(crate) start_us: f64,
     /// All that it imports; nothing while it is not known.
-    pub(crate) imported: Option<BTreeSet<String>>,
+    pub(crate) imported: Option<Arc<BTreeSet<String>>>,
     /// What the handler's import imported beyond what the zygote had that was made for it; nothing until one told.
     pub(crate) beyond: Option<BTreeSet<String>>,
 }

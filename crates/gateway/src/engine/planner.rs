@@ -262,7 +262,7 @@ impl Engine {
             && zygote.spec.imports == prepared.imports_with(of.beyond.as_ref())
             && same_wheels
         {
-            of.imported = Some(zygote.imported.clone());
+            of.imported = Some(Arc::new(zygote.imported.clone()));
         }
     }
 
@@ -275,7 +275,7 @@ impl Engine {
         let bare = zygote.is_none_or(|zygote| zygote.spec.is_root());
         if own || bare {
             let all = known.into_iter().flatten().cloned().chain(imported.iter().cloned());
-            of.imported = Some(all.collect());
+            of.imported = Some(Arc::new(all.collect()));
         }
         if own && of.beyond.is_none() {
             let beyond: BTreeSet<String> = imported.into_iter().collect();
@@ -285,6 +285,11 @@ impl Engine {
                 self.planner.changed.notify_one();
             }
         }
+    }
+
+    pub(crate) fn note_invocation(&self, function: &Function) {
+        let mut learnt = self.planner.learnt();
+        learnt.of(&function.name, &function.revision).invocations.observe(now(), 1);
     }
 
     /// Counts a new instance, which took so long.
@@ -378,13 +383,14 @@ impl Engine {
 
     async fn save(&self) {
         let known: BTreeSet<_> = lock(&self.functions).names();
-        let text = {
+        // Its parts are shared: invocations wait for no writing.
+        let learnt = {
             let mut learnt = self.planner.learnt();
             learnt.functions.retain(|name, _| known.contains(name));
-            serde_json::to_vec(&*learnt)
+            learnt.clone()
         };
         let data = self.planner.data_dir.clone();
-        let save = move || Learnt::save(&text.map_err(std::io::Error::from)?, &data);
+        let save = move || Learnt::save(&serde_json::to_vec(&learnt)?, &data);
         match tokio::task::spawn_blocking(save).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "what was learnt is not written down"),

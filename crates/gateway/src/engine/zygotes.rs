@@ -110,6 +110,11 @@ impl Zygote {
         self.parent.as_ref().map(|using| &*using.0)
     }
 
+    /// Spares and slots that the launcher keeps of it.
+    pub(crate) fn kept(&self) -> (u32, u32) {
+        *lock(&self.kept)
+    }
+
     pub(crate) fn grown(&self) -> Grown<'_> {
         Grown { spec: &self.spec, modules: &self.modules }
     }
@@ -174,6 +179,13 @@ impl Zygotes {
     /// All that run.
     pub(crate) fn running(&self) -> Vec<Arc<Zygote>> {
         lock(&self.running).clone()
+    }
+
+    /// All that run, with those that only live on.
+    pub(crate) fn all(&self) -> Vec<Arc<Zygote>> {
+        let mut all = self.running();
+        all.extend(lock(&self.leaving).iter().map(Arc::clone));
+        all
     }
 
     /// Changes what runs.

@@ -320,10 +320,11 @@ impl Server {
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(later),
             Request::Execute { files, command } => self.execute(id, &files, command).map(later),
             Request::Check { instance } => {
-                let pidfd = self.check(instance)?;
-                self.answer(id, Ok(Reply::Done), vec![pidfd]);
+                let fds = self.check(instance)?;
+                self.answer(id, Ok(Reply::Done), fds);
                 Ok(None)
             }
+            Request::Memory { of } => self.memory(of).map(|memory| Some(Reply::Memory(memory))),
             Request::Stats { instance } => {
                 let usage = self.instance(instance)?.usage();
                 Ok(Some(Reply::Stats { usage }))

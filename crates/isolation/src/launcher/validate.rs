@@ -39,6 +39,7 @@ impl Request {
             | Self::Keep { .. }
             | Self::Check { .. }
             | Self::Stats { .. }
+            | Self::Memory { .. }
             | Self::Count
             | Self::Destroy { .. } => Ok(()),
         }

@@ -119,7 +119,8 @@ pub enum Request {
         command: Command,
     },
     /// Look at an instance from outside, after it said that it is ready. Nothing may be routed to it before. Replies
-    /// [`Reply::Done`] with a pidfd of its process: that its socket is open tells nothing, since a child may hold it.
+    /// [`Reply::Done`] with a pidfd of its process (that its socket is open tells nothing, since a child may hold it) and its
+    /// `cgroup.freeze`: who writes `1` there stops it, `0` has it go on.
     Check {
         /// Which one.
         instance: InstanceId,
@@ -128,6 +129,11 @@ pub enum Request {
     Stats {
         /// Which one.
         instance: InstanceId,
+    },
+    /// Which memory a zygote or an instance has at this moment.
+    Memory {
+        /// Of which one.
+        of: Part,
     },
     /// What the launcher has at this moment.
     Count,
@@ -157,6 +163,8 @@ pub enum Reply {
         /// Of its memory.
         usage: Usage,
     },
+    /// See [`Request::Memory`].
+    Memory(Memory),
     /// See [`Request::Count`].
     Counts(Counts),
     /// See [`Request::Destroy`].
@@ -169,6 +177,26 @@ pub enum Reply {
         /// Of its memory.
         usage: Usage,
     },
+}
+
+/// One of the containers that have a name here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// A zygote.
+    Zygote(ZygoteId),
+    /// An instance.
+    Instance(InstanceId),
+}
+
+/// Of all processes in a container but its PID 1, bytes. proc_pid_smaps(5)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What would be free without it: pages that nobody else maps.
+    pub private: u64,
+    /// With its share of what others map too.
+    pub proportional: u64,
+    /// Pages that are no file's, shared ones counted in full.
+    pub anonymous: u64,
 }
 
 /// What a launcher has, in containers.

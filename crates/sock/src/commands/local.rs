@@ -20,6 +20,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         require_cgroup_limits,
         python,
         zygote_memory,
+        idle_memory,
         log_format,
         id_range,
     } = options;
@@ -37,6 +38,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
             LogFormat::Json => sock_gateway::LogFormat::Json,
         },
         zygote_memory_mb: zygote_memory,
+        idle_memory_mb: idle_memory,
         ids: id_range,
     })?;
     Ok(ExitCode::SUCCESS)

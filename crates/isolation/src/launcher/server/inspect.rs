@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use super::{Instance, Server, io_text, text};
 use crate::cgroup::Usage;
 use crate::error::Context;
-use crate::launcher::wire::InstanceId;
+use crate::launcher::wire::{InstanceId, Memory, Part};
 use crate::{plan, sys, verify};
 
 impl Instance {
@@ -22,8 +22,8 @@ impl Instance {
 }
 
 impl Server {
-    /// Returns a pidfd of the instance's process.
-    pub(super) fn check(&mut self, id: InstanceId) -> Result<OwnedFd, String> {
+    /// Returns a pidfd of the instance's process, and what freezes it.
+    pub(super) fn check(&mut self, id: InstanceId) -> Result<Vec<OwnedFd>, String> {
         let by_kernel = self.host.has_controller("memory");
         let instance = self.instance(id)?;
         let expected = verify::Expected {
@@ -42,11 +42,29 @@ impl Server {
             }
         }
         let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
+        let freezer = instance.slot.ground.group.freezer().map_err(text)?;
         instance.checked = Some(checked);
         let files = instance.files.take();
         if let (Some(files), Some(instance)) = (files, self.instances.get(&id)) {
             self.show(&instance.slot.ground, &files)?;
         }
-        Ok(pidfd)
+        Ok(vec![pidfd, freezer])
+    }
+
+    /// Takes some milliseconds for a process of some hundred megabytes.
+    pub(super) fn memory(&self, of: Part) -> Result<Memory, String> {
+        let slot = match of {
+            Part::Zygote(zygote) => self.zygotes.get(&zygote).and_then(|zygote| zygote.init.as_ref()),
+            Part::Instance(instance) => self.instances.get(&instance).map(|instance| &instance.slot),
+        };
+        let slot = slot.ok_or_else(|| format!("there is no {of:?}"))?;
+        let mut processes = slot.ground.group.processes().map_err(text)?;
+        processes.retain(|pid| *pid != slot.made.init);
+        let each = processes.into_iter().map(verify::memory);
+        Ok(each.fold(Memory::default(), |all, one| Memory {
+            private: all.private + one.private,
+            proportional: all.proportional + one.proportional,
+            anonymous: all.anonymous + one.anonymous,
+        }))
     }
 }
