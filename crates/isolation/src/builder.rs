@@ -96,7 +96,7 @@ impl Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
     /// With the descriptors of an [`Order`].
-    Make(Make),
+    Make(Box<Make>),
     /// Others may be made in the container, whose one process is in it now: cover its root, then allow namespaces. With the user and
     /// the mount namespace.
     Open { slot: u64 },

@@ -197,7 +197,7 @@ impl Host {
         fds.extend(payload_fds);
         let (family, within) = (family.is_some(), parent.is_some());
         let make = Make { slot: ground.number, map, outside, family, within, spec, payload };
-        self.builder.ask(&Ask::Make(make), &fds)
+        self.builder.ask(&Ask::Make(Box::new(make)), &fds)
     }
 
     /// Has a finished container opened for others that are made in it; the builder answers by an [`Event`].

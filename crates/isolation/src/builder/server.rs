@@ -131,7 +131,7 @@ impl Server {
                 match serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")? {
                     Ask::Make(make) => {
                         let slot = make.slot;
-                        if let Err(error) = self.begin(make, fds) {
+                        if let Err(error) = self.begin(*make, fds) {
                             self.tell(&FromBuilder::Failed { slot, error }, &[])?;
                         }
                     }
