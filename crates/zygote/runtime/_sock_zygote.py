@@ -336,6 +336,17 @@ def keep_path():
     instance.path_after[:] = [entry for entry in sys.path[first:] if entry not in known]
 
 
+def rehearse():
+    """Goes the way of a child once: what is made on that way, and code that has run, its children then have from here."""
+    environment, path, directory = dict(os.environ), list(sys.path), os.getcwd()
+    instance.rehearse(standard)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
+    os.chdir(directory)
+    forget_listings()
+
+
 def fill_holes():
     """Takes all free memory that lies between what is in use. A child would fill it with small things of its own, one here and one
     there, and each would cost it the copy of a page: a tenth of all that it copies until its first answer.
@@ -377,6 +388,7 @@ def import_all(imports):
     safe = not strangers
     instance.env_written.update(recorder.written)
     keep_path()
+    rehearse()
     # What was printed is the zygote's log, not that of each child.
     instance.flush()
     gc.collect()

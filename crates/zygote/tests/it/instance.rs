@@ -27,6 +27,7 @@ for number, end in zip((3, 4), _socket.socketpair()):
 sys.path.append(os.getcwd() + '/runtime')
 import _sock_instance as instance
 instance.TASK, instance.LAYERS, instance.PACKAGES = os.getcwd() + '/task', (), os.getcwd() + '/packages'
+instance.REHEARSAL = os.getcwd() + '/rehearsal'
 import _sock_zygote as zygote
 with open('imports.json') as file:
     facts = zygote.import_all(json.load(file))
@@ -36,7 +37,6 @@ log = os.dup(1)
 if os.fork() == 0:
     zygote.let_go(log, 5)
     zygote.after_fork.mend()
-    instance.REHEARSAL = os.getcwd() + '/rehearsal'
     os._exit(instance.main(3, zygote.standard, True))
 # The kernel reaps its children, and it waits until there are none.
 zygote.signal.set_wakeup_fd(-1)
