@@ -204,8 +204,8 @@ impl Engine {
         // Before the request: a zygote with instances is not retired.
         let using = zygote.clone().map(Using::new);
         let called = self.launcher.call(request).await;
-        let (reply, fds) = called.map_err(|error| error.to_string())?;
-        let Reply::Instance { instance: id, spare } = reply else {
+        let (reply, mut fds) = called.map_err(|error| error.to_string())?;
+        let Reply::Instance { instance: id, spare, checked } = reply else {
             return Err("the launcher answered something else".into());
         };
         let kind = match (&zygote, spare) {
@@ -213,6 +213,7 @@ impl Engine {
             (Some(_), false) => StartKind::Zygote,
             (None, _) => StartKind::Cold,
         };
+        let looked_at = if checked { fds.split_off(2.min(fds.len())) } else { Vec::new() };
         let peer = Peer::new(fds).map_err(|error| {
             self.launcher.tell(Request::Destroy { instance: id });
             error.to_string()
@@ -244,7 +245,10 @@ impl Engine {
                 return Err(format!("an instance did not start: {why} {said}"));
             }
         }
-        let [pidfd, freezer] = self.check(id).await?;
+        let [pidfd, freezer] = match looked_at.try_into() {
+            Ok(looked_at) => looked_at,
+            Err(_) => self.check(id).await?,
+        };
         instance.freezer = Some(freezer.into());
         instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
         Ok((instance, kind))

@@ -157,6 +157,8 @@ pub enum Reply {
         instance: InstanceId,
         /// Whether it had been forked ahead of the request.
         spare: bool,
+        /// Whether it was looked at already: then the descriptors of [`Request::Check`] follow.
+        checked: bool,
     },
     /// See [`Request::Stats`].
     Stats {

@@ -137,7 +137,11 @@ impl Server {
         if let Some(Spare { slot, child }) = state.spares.pop_front() {
             self.wanting.insert(zygote);
             let instance = self.give(zygote, slot, (files, child.socket), limits)?;
-            self.answer(id, Ok(Reply::Instance { instance, spare: true }), child.fds);
+            // It has dropped everything long ago, most likely. If not, whoever asks will ask for that when it says so.
+            let looked_at = self.check(instance);
+            let (checked, mut fds) = (looked_at.is_ok(), child.fds);
+            fds.extend(looked_at.into_iter().flatten());
+            self.answer(id, Ok(Reply::Instance { instance, spare: true, checked }), fds);
             return Ok(());
         }
         if state.waiting.len() >= MAX_WAITING {
@@ -166,7 +170,7 @@ impl Server {
                     (Err(error), Vec::new())
                 }
             };
-            self.answer(id, result.map(|instance| Reply::Instance { instance, spare: false }), fds);
+            self.answer(id, result.map(|instance| Reply::Instance { instance, spare: false, checked: false }), fds);
         }
         if let Err(error) = self.refill(zygote) {
             eprintln!("sock: launcher: zygote {zygote}: {error}");

@@ -242,7 +242,7 @@ impl Server {
                 let state = Instance::new(slot, None, limits, (self.host.ids.block(0), filters));
                 self.instances.insert(instance, state);
                 if let Some((id, fds)) = answer {
-                    self.answer(id, Ok(Reply::Instance { instance, spare: false }), fds);
+                    self.answer(id, Ok(Reply::Instance { instance, spare: false, checked: false }), fds);
                 }
             }
         }
