@@ -190,6 +190,7 @@ impl Engine {
             ticks.tick().await;
             let Some(engine) = engine.upgrade() else { return };
             engine.keep_roots();
+            engine.keep_spares();
             let used = |name: &FunctionName| {
                 let learnt = engine.planner.learnt();
                 let of = learnt.functions.get(name);

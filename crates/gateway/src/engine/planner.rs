@@ -24,6 +24,9 @@ use crate::runner::Function;
 /// How often it plans where nothing asks for it: rates change.
 const ROUND: Duration = Duration::from_secs(10);
 
+/// Planning for many functions takes a while: no more than a fiftieth of the time is spent on it where nothing asks for it.
+const IDLE_FACTOR: u32 = 50;
+
 /// How often what was learnt is written down: a crash may cost a minute of it.
 const SAVE: Duration = Duration::from_secs(60);
 
@@ -56,15 +59,25 @@ pub(crate) struct Planner {
     pub(crate) changed: Arc<tokio::sync::Notify>,
     bytes: u64,
     data_dir: PathBuf,
-    /// What the last plan expected of each node: what it saves, microseconds a second.
-    saved: std::sync::Mutex<BTreeMap<NodeSpec, f64>>,
+    /// What the last plan expected of each node.
+    expected: std::sync::Mutex<BTreeMap<NodeSpec, Expected>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Expected {
+    /// What it saves, microseconds a second.
+    saved: f64,
+    /// New instances a second of each of its processes.
+    rate: f64,
+    /// Whether any function is best served by it.
+    serves: bool,
 }
 
 impl Planner {
     pub(crate) fn new(data_dir: PathBuf, bytes: u64) -> Self {
         let learnt = std::sync::Mutex::new(Learnt::load(&data_dir));
-        let (changed, saved) = (Arc::default(), std::sync::Mutex::default());
-        Self { learnt, changed, bytes, data_dir, saved }
+        let (changed, expected) = (Arc::default(), std::sync::Mutex::default());
+        Self { learnt, changed, bytes, data_dir, expected }
     }
 
     pub(crate) fn learnt(&self) -> std::sync::MutexGuard<'_, Learnt> {
@@ -73,7 +86,7 @@ impl Planner {
 
     /// What `spec` saves, microseconds a second, as the last plan had it.
     pub(crate) fn saved(&self, spec: &NodeSpec) -> f64 {
-        lock(&self.saved).get(spec).copied().unwrap_or_default()
+        lock(&self.expected).get(spec).copied().unwrap_or_default().saved
     }
 
     /// The function as the policy sees it.
@@ -312,13 +325,14 @@ impl Engine {
     /// Plans, and makes it so, for as long as the engine is there.
     pub(crate) async fn cultivate(engine: std::sync::Weak<Self>) {
         let mut saved = tokio::time::Instant::now();
+        let mut round = ROUND;
         loop {
             let Some(changed) = engine.upgrade().map(|engine| Arc::clone(&engine.planner.changed)) else {
                 return;
             };
-            let _ = tokio::time::timeout(ROUND, changed.notified()).await;
+            let _ = tokio::time::timeout(round, changed.notified()).await;
             let Some(engine) = engine.upgrade() else { return };
-            engine.cultivate_once().await;
+            round = ROUND.max(engine.cultivate_once().await * IDLE_FACTOR);
             if saved.elapsed() >= SAVE {
                 saved = tokio::time::Instant::now();
                 engine.save().await;
@@ -326,8 +340,11 @@ impl Engine {
         }
     }
 
-    async fn cultivate_once(self: &Arc<Self>) {
+    /// Returns how long it took to plan.
+    async fn cultivate_once(self: &Arc<Self>) -> Duration {
+        let begin = tokio::time::Instant::now();
         let planning = self.plan().await;
+        let took = begin.elapsed();
         for node in &planning.plan.nodes {
             if let Err(error) = self.grow(&planning, node).await {
                 tracing::warn!(%error, "a zygote that the plan has was not started");
@@ -336,18 +353,26 @@ impl Engine {
         }
         let wanted = planning.plan.nodes.iter().map(|node| (node.spec.clone(), node.replicas));
         self.zygotes.retire(&wanted.collect());
-        *lock(&self.planner.saved) =
-            planning.plan.nodes.iter().map(|node| (node.spec.clone(), node.saved)).collect();
-        for node in &planning.plan.nodes {
+        let expected = planning.plan.nodes.iter().map(|node| {
             let rate: f64 = node.serves.iter().map(|want| planning.wants[*want].rate).sum();
-            let spares = tree::spares(rate / f64::from(node.replicas.max(1)), SPARE_SECONDS, SPARES);
-            for zygote in self.zygotes.running().iter().filter(|zygote| zygote.spec == node.spec) {
-                self.zygotes.keep(zygote, spares, !node.serves.is_empty());
-            }
-        }
+            let (rate, serves) = (rate / f64::from(node.replicas.max(1)), !node.serves.is_empty());
+            (node.spec.clone(), Expected { saved: node.saved, rate, serves })
+        });
+        *lock(&self.planner.expected) = expected.collect();
+        self.keep_spares();
         // Now rather than when somebody waits.
         for prepared in &planning.functions {
             self.choose(prepared);
+        }
+        took
+    }
+
+    /// Has as many spares kept of each zygote as arrivals ask for: those that the plan expects, or those of the last seconds.
+    pub(crate) fn keep_spares(&self) {
+        for zygote in self.zygotes.running() {
+            let expected = lock(&self.planner.expected).get(&zygote.spec).copied().unwrap_or_default();
+            let rate = expected.rate.max(zygote.recent());
+            self.zygotes.keep(&zygote, tree::spares(rate, SPARE_SECONDS, SPARES), expected.serves);
         }
     }
 

@@ -100,11 +100,36 @@ pub(crate) struct Zygote {
     parent: Option<Using>,
     /// What the launcher was last told to keep of it: spares, slots.
     kept: Mutex<(u32, u32)>,
+    /// Of the instances that it was asked for.
+    arrivals: Mutex<Arrivals>,
     /// Dropped with the zygote, which sees it close and ends; its log is read until then.
     control: tokio::task::AbortHandle,
 }
 
+/// How often a zygote was asked for an instance in the last seconds.
+#[derive(Debug)]
+struct Arrivals {
+    looked: Instant,
+    forks: u64,
+    rate: f64,
+}
+
 impl Zygote {
+    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next. Asked more often than each
+    /// second, it tells what it told last.
+    pub(crate) fn recent(&self) -> f64 {
+        let mut arrivals = lock(&self.arrivals);
+        let passed = arrivals.looked.elapsed().as_secs_f64();
+        if passed >= 0.9 {
+            let forks = self.forks.load(Ordering::Relaxed);
+            let now = (forks - arrivals.forks) as f64 / passed;
+            let weight = 0.5f64.powf(passed);
+            let rate = arrivals.rate * weight + now * (1.0 - weight);
+            *arrivals = Arrivals { looked: Instant::now(), forks, rate };
+        }
+        arrivals.rate
+    }
+
     /// The one that it was forked from.
     pub(crate) fn parent(&self) -> Option<&Self> {
         self.parent.as_ref().map(|using| &*using.0)
@@ -295,6 +320,7 @@ impl Zygotes {
                 forks: AtomicU64::new(0),
                 parent,
                 kept: Mutex::new((0, SLOTS)),
+                arrivals: Mutex::new(Arrivals { looked: Instant::now(), forks: 0, rate: 0.0 }),
                 control,
             });
             running.push(Arc::clone(&zygote));
@@ -440,14 +466,16 @@ impl Zygotes {
         });
         self.change(|running| {
             let mut left = wanted.clone();
+            for zygote in running.iter().filter(|zygote| zygote.spec.is_root()) {
+                let count = left.entry(zygote.spec.clone()).or_default();
+                *count = (*count).max(1);
+            }
             running.retain(|zygote| {
-                let keep = zygote.spec.is_root()
-                    || left.get_mut(&zygote.spec).is_some_and(|count| {
-                        let more = *count > 0;
-                        *count = count.saturating_sub(1);
-                        more
-                    })
-                    || zygote.users.load(Ordering::Acquire) > 0;
+                let keep = left.get_mut(&zygote.spec).is_some_and(|count| {
+                    let more = *count > 0;
+                    *count = count.saturating_sub(1);
+                    more
+                }) || zygote.users.load(Ordering::Acquire) > 0;
                 if !keep {
                     tracing::info!(zygote = zygote.id, "zygote retired");
                     self.launcher.tell(Request::StopZygote { zygote: zygote.id });

@@ -170,7 +170,11 @@ impl Server {
                     (Err(error), Vec::new())
                 }
             };
-            self.answer(id, result.map(|instance| Reply::Instance { instance, spare: false, checked: false }), fds);
+            self.answer(
+                id,
+                result.map(|instance| Reply::Instance { instance, spare: false, checked: false }),
+                fds,
+            );
         }
         if let Err(error) = self.refill(zygote) {
             eprintln!("sock: launcher: zygote {zygote}: {error}");
