@@ -2,6 +2,7 @@
 
 pub(crate) mod held_up;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use nix::poll::{PollFd, PollFlags};
-use sock_isolation::launcher::wire::{self, Answer, Counts, Files, InstanceId, Reply, Request, StartZygote};
+use sock_isolation::launcher::wire::{
+    self, Answer, Counts, Files, ForkZygote, InstanceId, Reply, Request, StartZygote,
+};
 use sock_isolation::launcher::{server, socket_pair};
 use sock_isolation::process::Child;
 use sock_isolation::{Command, Exit, Host, HostOptions, IdRange, Limits, Role, Template, cgroup};
@@ -24,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("launcher::an_instance_that_takes_too_much_memory_is_ended", instance_over),
     ("launcher::a_zygote_that_takes_too_much_memory_is_ended", zygote_over),
     ("launcher::a_zygote_holds_no_capability_and_gets_none", zygote_without_rights),
+    ("launcher::a_forked_zygote_that_was_not_looked_at_gets_nothing", forked_zygote),
 ];
 
 /// A launcher and the gateway's end of its socket.
@@ -264,6 +268,44 @@ fn zygote_over() -> Result<(), Failed> {
     assert_eq!(launcher.counts()?.zygotes, 1);
     nix::unistd::write(control, b"48")?;
     launcher.empties()?;
+    launcher.stop()
+}
+
+/// Its parent never forks, so that there is nobody to look at.
+fn forked_zygote() -> Result<(), Failed> {
+    let mut launcher = Launcher::start(IdRange::default())?;
+    assert_eq!(launcher.call(zygote(&["/bin/sleep", "60"], None))?, Ok(Reply::Zygote));
+    let fork = |zygote, parent| {
+        let (files, limits) = (Files::default(), Limits::default());
+        Request::ForkZygote(ForkZygote { zygote, parent, files, limits, slots: 1 })
+    };
+    let refused = launcher.refusal(fork(2, 9))?;
+    assert!(refused.contains("there is no zygote 9"), "{refused}");
+    let refused = launcher.refusal(fork(1, 1))?;
+    assert!(refused.contains("zygote 1 exists already"), "{refused}");
+    assert_eq!(launcher.call(fork(2, 1))?, Ok(Reply::Zygote));
+    let refused = launcher.refusal(Request::Admit { zygote: 2 })?;
+    assert!(refused.contains("zygote 2 is not confined: the container has 0 processes"), "{refused}");
+    let refused = launcher.refusal(fork(3, 2))?;
+    assert!(refused.contains("zygote 2 is still being made"), "{refused}");
+    let refused = launcher.refusal(Request::Admit { zygote: 1 })?;
+    assert!(refused.contains("zygote 1 does not wait for that"), "{refused}");
+    // Waits for a slot, and none is made.
+    let waiting =
+        launcher.send(Request::Fork { zygote: 2, files: Files::default(), limits: Limits::default() })?;
+    let Counts { zygotes, slots, .. } = launcher.counts()?;
+    assert_eq!((zygotes, slots), (2, 0));
+    // What is in a zygote's namespaces goes with it.
+    launcher.send(Request::StopZygote { zygote: 1 })?;
+    let mut answers = BTreeMap::new();
+    for _ in 0..2 {
+        let (answer, _) = launcher.receive()?;
+        answers.insert(answer.id, answer.result);
+    }
+    assert_eq!(answers.remove(&waiting), Some(Err("zygote 2 was stopped".into())));
+    assert!(answers.into_values().all(|answer| answer == Ok(Reply::Done)));
+    launcher.empties()?;
+    assert_eq!(launcher.groups()?, 0);
     launcher.stop()
 }
 
