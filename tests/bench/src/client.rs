@@ -145,7 +145,7 @@ impl Crowd {
         &mut self,
         request: &[u8],
         limit: Duration,
-        mut answered: impl FnMut(Answer) -> bool,
+        mut answered: impl FnMut(&Answer) -> bool,
     ) -> Result<usize> {
         let begin = Instant::now();
         for connection in &mut self.connections {
@@ -163,7 +163,7 @@ impl Crowd {
                 let connection = &mut self.connections[event.data() as usize];
                 match connection.receive() {
                     Ok(None) => {}
-                    Ok(Some(answer)) if answered(answer) => connection.send(request)?,
+                    Ok(Some(answer)) if answered(&answer) => connection.send(request)?,
                     Ok(Some(_)) => waiting -= 1,
                     Err(_) => {
                         self.epoll.delete(&connection.stream)?;

@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at it. It makes spares when it was asked for nothing for 20 ms.
 const LOOK: Duration = Duration::from_millis(60);
 
+/// Lines of the log that are shown when a scenario fails.
+const LAST_WORDS: usize = 20;
+
 pub(crate) struct Server {
     child: Child,
     _stdout: BufReader<ChildStdout>,
@@ -172,6 +175,12 @@ impl Server {
         if status.success() { Ok(()) } else { bail!("the server did not end well: {status}") }
     }
 
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.work.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+    }
+
     fn end(&mut self) -> Result<ExitStatus> {
         if self.child.try_wait()?.is_none() {
             // Our own child, not waited for yet: nobody else can have its number.
@@ -183,7 +192,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.end();
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.end();
+            // The scenario has failed.
+            eprintln!("the server's last words:\n{}", self.last_words());
+        }
     }
 }
 
