@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(60);
 
 /// Lines of the log that are shown when a scenario fails.
-const LAST_WORDS: usize = 20;
+const LAST_WORDS: usize = 8;
 
 pub(crate) struct Server {
     child: Child,
@@ -121,9 +121,14 @@ impl Server {
         request("POST", &format!("/run/{name}"), &self.token, event)
     }
 
+    /// What asks it for nothing but an answer.
+    pub(crate) fn nothing(&self) -> Vec<u8> {
+        request("GET", "/healthz", &self.token, "")
+    }
+
     /// Connections, each of which was used once.
     pub(crate) fn crowd(&self, count: usize) -> Result<Crowd> {
-        Crowd::open(self.address, count, &request("GET", "/healthz", &self.token, ""))
+        Crowd::open(self.address, count, &self.nothing())
     }
 
     /// Invokes, on a connection that is kept. Anything but success is an error.
