@@ -69,7 +69,7 @@ fn private(server: &mut Server, name: &str) -> Result<f64> {
 /// Deploys functions and makes idle instances of them until there are so many, or time is over; the functions' names, and how many
 /// requests were lost.
 fn fill(server: &mut Server, prefix: &str, count: u64) -> Result<(Vec<String>, usize)> {
-    let (begin, mut names, mut lost) = (Instant::now(), Vec::new(), 0);
+    let (begin, before, mut names, mut lost) = (Instant::now(), available()?, Vec::new(), 0);
     let mut idle = server.report()?.count("idle");
     while idle < count && begin.elapsed() < PATIENCE {
         let name = format!("{prefix}-{}", names.len());
@@ -77,13 +77,21 @@ fn fill(server: &mut Server, prefix: &str, count: u64) -> Result<(Vec<String>, u
         let until = SystemTime::now().duration_since(UNIX_EPOCH)? + TOGETHER;
         let invocation = server.invocation(&name, &format!(r#"{{"until": {}}}"#, until.as_secs_f64()));
         names.push(name);
-        let answered =
-            server.crowd(AT_ONCE).and_then(|mut crowd| crowd.ask(&invocation, TOGETHER * 5, |_| false));
-        lost += answered.with_context(|| format!("the server failed after {idle}"))?;
-        let report = server.report().with_context(|| format!("the server failed after {idle}"));
-        idle = report?.count("idle");
+        let taken = gigabytes_since(before)?;
+        let failed = || format!("the server failed after {idle}, in {taken:.2} GB of available memory");
+        let answered = server.crowd(AT_ONCE).and_then(|mut crowd| {
+            let lost = crowd.ask(&invocation, TOGETHER * 5, |_| false)?;
+            Ok((lost, server.report()?))
+        });
+        let (unanswered, report) = answered.with_context(failed)?;
+        (idle, lost) = (report.count("idle"), lost + unanswered);
     }
     Ok((names, lost))
+}
+
+/// Memory that was available `before`, KiB, and is not any more.
+fn gigabytes_since(before: u64) -> Result<f64> {
+    Ok(before.saturating_sub(available()?) as f64 * 1024.0 / 1e9)
 }
 
 fn crowd(server: &mut Server) -> Result<bool> {
@@ -93,7 +101,7 @@ fn crowd(server: &mut Server) -> Result<bool> {
     let took = begin.elapsed().as_secs_f64();
     pause(MEASURED);
     let idle = server.report()?.count("idle");
-    let gigabytes = before.saturating_sub(available()?) as f64 * 1024.0 / 1e9;
+    let gigabytes = gigabytes_since(before)?;
     println!(
         "{idle} idle instances of {} functions after {took:.0} s, {lost} requests lost; {:.2} MB of the machine's available memory each",
         names.len() + 2,
