@@ -10,17 +10,21 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::client::Answer;
 use crate::figures::{ByKind, Samples, Target, heading, judge, show};
 use crate::machine::pause;
 use crate::server::Server;
 use bare::{BareFork, import, site};
 
 /// Rounds; the slow contenders take part in the first few only.
-const ROUNDS: usize = 300;
+const ROUNDS: usize = 200;
 const SLOW_ROUNDS: usize = 12;
 
 /// Before each turn.
 const IDLE: Duration = Duration::from_millis(50);
+
+/// After an answer: its instance is gone by then, and no spare is made yet.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// In quick succession: more than there are spares of one zygote.
 const MOST: usize = 20;
@@ -33,9 +37,11 @@ struct Contender {
     module: Option<&'static str>,
     answer: &'static str,
     bare: Option<BareFork>,
-    /// The first request after the idle time; those of a rapid succession that no spare was left for; `--fresh`.
+    /// The first request after the idle time; that of a rapid succession that no spare was left for; the same a moment later, when
+    /// nothing else is being ended meanwhile; `--fresh`.
     first: ByKind,
     demanded: ByKind,
+    later: ByKind,
     fresh: ByKind,
     forks: Samples,
     interpreters: Samples,
@@ -48,9 +54,9 @@ impl Contender {
         module: Option<&'static str>,
         answer: &'static str,
     ) -> Self {
-        let [first, demanded, fresh] = [(); 3].map(|()| ByKind::default());
+        let [first, demanded, later, fresh] = [(); 4].map(|()| ByKind::default());
         let (forks, interpreters) = (Samples::default(), Samples::default());
-        Self { name, path, module, answer, bare: None, first, demanded, fresh, forks, interpreters }
+        Self { name, path, module, answer, bare: None, first, demanded, later, fresh, forks, interpreters }
     }
 
     fn deploy(&self, server: &Server) -> Result<()> {
@@ -62,7 +68,7 @@ impl Contender {
         format!("{}-fresh", self.name)
     }
 
-    fn ask(&self, server: &mut Server, name: &str) -> Result<crate::client::Answer> {
+    fn ask(&self, server: &mut Server, name: &str) -> Result<Answer> {
         let answer = server.invoke(&server.invocation(name, "\"hello\""))?;
         if answer.body != self.answer.as_bytes() {
             bail!("{name} answered {}", String::from_utf8_lossy(&answer.body));
@@ -70,22 +76,33 @@ impl Contender {
         Ok(answer)
     }
 
+    /// Asks until the spares are used up, with pauses between; the answer of the first that there was none for. The zygote itself has
+    /// been idle until then.
+    fn exhaust(&self, server: &mut Server, between: Duration) -> Result<Answer> {
+        for _ in 0..MOST {
+            let answer = self.ask(server, self.name)?;
+            if answer.start() != "spare" {
+                return Ok(answer);
+            }
+            pause(between);
+        }
+        bail!("of {}, {MOST} in succession found a spare", self.name)
+    }
+
     fn turn(&mut self, server: &mut Server, site: &Path, slow: bool) -> Result<()> {
         server.settle()?;
         pause(IDLE);
         self.first.add(&self.ask(server, self.name)?);
-        // Until the spares are used up. Their zygote itself has been idle as long.
-        for _ in 0..MOST {
-            let answer = self.ask(server, self.name)?;
-            if answer.start() != "spare" {
-                self.demanded.add(&answer);
-                break;
-            }
-        }
+        let demanded = self.exhaust(server, Duration::ZERO)?;
+        self.demanded.add(&demanded);
         pause(IDLE);
         if let Some(bare) = &mut self.bare {
             self.forks.add(bare.fork()?);
         }
+        server.settle()?;
+        pause(IDLE);
+        let later = self.exhaust(server, MOMENT)?;
+        self.later.add(&later);
         if slow {
             pause(IDLE);
             self.fresh.add(&self.ask(server, &self.fresh_name())?);
@@ -98,6 +115,7 @@ impl Contender {
     fn judge(self) -> bool {
         let spare = self.first.show(self.name, "spare");
         let zygote = self.demanded.show(self.name, "zygote");
+        self.later.show(&format!("{}, a moment later", self.name), "zygote");
         self.fresh.show(self.name, "cold");
         show(&format!("{}, bare os.fork()", self.name), &self.forks);
         let import = self.module.map_or_else(|| "pass".to_owned(), |module| format!("import {module}"));
