@@ -25,7 +25,8 @@ cargo xtask COMMAND
   e2e [FILTER…]      the privileged tests, in the test machine
       [--smoke] [--filterset EXPR] [--kernel VERSION]… [--repeat N] [--shell-on-failure]
   mutants [NAME…]    break the system in one place after another; the tests have to notice
-  bench SCENARIO     what things cost, beside their peers: container [latency|throughput|crowd]
+  bench SCENARIO     what things cost, beside their peers: container [latency|throughput|crowd], coldstart, burst, density,
+                     warm [latency|thaw|throughput]
   simulate           what the tree of zygotes is worth, on a synthetic trace
       [--functions N] [--seconds S] [--budget MB] [--seed N]
   fuzz [TARGET…]     look for inputs that break a parser's promises, a minute for each target

@@ -16,6 +16,7 @@ use sock_isolation::{
 };
 
 use crate::figures::{Samples, Target, heading, judge, show};
+use crate::machine::{available, field};
 use peers::Peer;
 
 const TRUE: &str = "/bin/true";
@@ -219,21 +220,9 @@ fn among(shop: &Shop, alive: &mut Vec<Container>, count: usize) -> Result<Sample
     Ok(samples)
 }
 
-/// Of the machine, KiB. proc_meminfo(5)
-fn available() -> Result<u64> {
-    field("/proc/meminfo", "MemAvailable:")
-}
-
 /// Of a process, KiB. proc_pid_status(5)
 fn resident(pid: u32) -> Result<u64> {
     field(&format!("/proc/{pid}/status"), "VmRSS:")
-}
-
-fn field(path: &str, name: &str) -> Result<u64> {
-    let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
-    let value =
-        text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
-    value.with_context(|| format!("{path} has no {name}"))
 }
 
 /// The child that `Host::start` forked, which has this program's name as no peer's daemon has; the containers are its own

@@ -1,8 +1,11 @@
 //! Samples, and what is said of them.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+
+use crate::client::Answer;
 
 /// How long something took, again and again.
 #[derive(Debug, Default)]
@@ -20,6 +23,10 @@ impl Samples {
     /// Takes one more in.
     pub(crate) fn add(&mut self, time: Duration) {
         self.0.push(time);
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// In milliseconds.
@@ -64,4 +71,41 @@ pub(crate) fn judge(what: &str, figure: f64, target: Target) -> bool {
     };
     println!("{} {what}: {figure:.2} ({relation} {bound})", if met { "met   " } else { "MISSED" });
     met
+}
+
+/// Answers to the same invocation, kept apart by the kind of start that they tell of.
+#[derive(Debug, Default)]
+pub(crate) struct ByKind(BTreeMap<String, Kind>);
+
+/// What a client measured, and what the server said that it was spent on.
+#[derive(Debug, Default)]
+struct Kind {
+    client: Samples,
+    phases: [Samples; 4],
+}
+
+const PHASES: [&str; 4] = ["queue", "provision", "init", "handler"];
+
+impl ByKind {
+    pub(crate) fn add(&mut self, answer: &Answer) {
+        let kind = self.0.entry(answer.start().to_owned()).or_default();
+        kind.client.add(answer.took);
+        for (samples, phase) in kind.phases.iter_mut().zip(PHASES) {
+            samples.add(answer.phase(phase));
+        }
+    }
+
+    /// Prints the line of the kind that was meant, and how many there were of others; the samples of the former.
+    pub(crate) fn show(mut self, name: &str, meant: &str) -> Samples {
+        let Kind { client, phases } = self.0.remove(meant).unwrap_or_default();
+        show(&format!("{name}, {meant}"), &client);
+        let phases =
+            PHASES.iter().zip(&phases).map(|(name, samples)| format!("{name} {:.3}", samples.median()));
+        println!("{:10}{}", "", phases.collect::<Vec<_>>().join(", "));
+        for (kind, others) in &self.0 {
+            let count = others.client.count();
+            println!("{:10}not counted: {count} {kind}, p50 {:.3}", "", others.client.median());
+        }
+        client
+    }
 }

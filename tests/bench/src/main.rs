@@ -4,9 +4,16 @@
 //! Contenders take turns within one run, and what is told is ratios of medians: on a machine that others use as well, times of
 //! different runs cannot be compared. Its exit status says whether every target was met.
 
+mod burst;
+mod client;
+mod coldstart;
 mod container;
+mod density;
 mod figures;
+mod machine;
+mod server;
 mod simulate;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +37,16 @@ fn run() -> Result<bool> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [sock, "container"] => container::run(&PathBuf::from(sock), None),
         [sock, "container", part] => container::run(&PathBuf::from(sock), Some(part)),
+        [sock, "coldstart"] => coldstart::run(&PathBuf::from(sock)),
+        [sock, "warm"] => warm::run(&PathBuf::from(sock), None),
+        [sock, "warm", part] => warm::run(&PathBuf::from(sock), Some(part)),
+        [sock, "burst"] => burst::run(&PathBuf::from(sock)),
+        [sock, "density"] => density::run(&PathBuf::from(sock)),
         ["simulate", ref options @ ..] => simulate::run(options),
-        _ => bail!("usage: sock-bench PATH-OF-SOCK container [{}]", container::PARTS.join("|")),
+        _ => bail!(
+            "usage: sock-bench PATH-OF-SOCK container [{}] | coldstart | warm [{}] | burst | density",
+            container::PARTS.join("|"),
+            warm::PARTS.join("|")
+        ),
     }
 }

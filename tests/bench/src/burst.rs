@@ -1,0 +1,68 @@
+//! Many new instances of one function at once.
+//!
+//! The function needs numpy, each invocation has an instance of its own, and all connections are open before. The server runs 224
+//! invocations of one function side by side; the others wait for them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::figures::{Samples, Target, heading, judge, show};
+use crate::machine::pause;
+use crate::server::Server;
+
+/// How many, how often, and within how many milliseconds.
+const BURSTS: [(usize, usize, f64); 2] = [(100, 11, 250.0), (1000, 5, 2500.0)];
+
+/// Beyond that, who has no answer gets none.
+const LIMIT: Duration = Duration::from_secs(30);
+
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Measures, prints, and tells whether every target was met.
+pub(crate) fn run(sock: &Path) -> Result<bool> {
+    sock_isolation::process::raise_file_limit()?;
+    let mut server = Server::start(sock, &[])?;
+    server.deploy("bench/functions/numbers", "numpy", &["--single-use"])?;
+    let invocation = server.invocation("numpy", "{}");
+    server.invoke(&invocation)?;
+    let mut met = true;
+    for (count, rounds, bound) in BURSTS {
+        let mut crowd = server.crowd(count)?;
+        let (mut each, mut last) = (Samples::default(), Samples::default());
+        let (mut kinds, mut lost) = (BTreeMap::<String, usize>::new(), 0);
+        for _ in 0..rounds {
+            server.settle()?;
+            pause(IDLE);
+            let (begin, mut latest) = (Instant::now(), Duration::ZERO);
+            lost += crowd.ask(&invocation, LIMIT, |answer| {
+                latest = begin.elapsed();
+                each.add(latest);
+                let kind = match answer.status() {
+                    200 => answer.start().to_owned(),
+                    status => format!("status {status}"),
+                };
+                *kinds.entry(kind).or_default() += 1;
+                false
+            })?;
+            last.add(latest);
+        }
+        let refused: usize =
+            kinds.iter().filter(|(kind, _)| kind.starts_with("status")).map(|(_, n)| n).sum();
+        heading();
+        show(&format!("{count} at once, each"), &each);
+        show(&format!("{count} at once, the last"), &last);
+        let all = each.count().max(1) as f64;
+        let shares = kinds.iter().map(|(kind, n)| format!("{kind} {:.1} %", *n as f64 / all * 100.0));
+        println!("{:10}{}", "", shares.collect::<Vec<_>>().join(", "));
+        println!("{:10}max {:.1} ms, of {rounds} rounds", "", each.quantile(1.0));
+        met &=
+            judge(&format!("{count} at once: lost or refused"), (lost + refused) as f64, Target::AtMost(0.0));
+        met &= judge(&format!("{count} at once: until the last, ms"), last.median(), Target::AtMost(bound));
+        println!();
+    }
+    server.stop()?;
+    Ok(met)
+}

@@ -1,0 +1,170 @@
+//! What a new instance takes, as its client sees it: with a spare, forked on demand, and by an interpreter of its own.
+//!
+//! Every invocation has an instance of its own (`--single-use`). A round gives each contender of each function one turn, after the
+//! same idle time: caches that others have used meanwhile are part of what a request meets.
+
+mod bare;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::client::Answer;
+use crate::figures::{ByKind, Samples, Target, heading, judge, show};
+use crate::machine::pause;
+use crate::server::Server;
+use bare::{BareFork, import, site};
+
+/// Rounds; the slow contenders take part in the first few only.
+const ROUNDS: usize = 200;
+const SLOW_ROUNDS: usize = 12;
+
+/// Before each turn.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// After an answer: its instance is gone by then, and no spare is made yet.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// In quick succession: more than there are spares of one zygote.
+const MOST: usize = 20;
+
+/// One of the functions, with all that was measured of it.
+struct Contender {
+    name: &'static str,
+    path: &'static str,
+    /// What it imports of third parties.
+    module: Option<&'static str>,
+    answer: &'static str,
+    bare: Option<BareFork>,
+    /// The first request after the idle time; that of a rapid succession that no spare was left for; the same a moment later, when
+    /// nothing else is being ended meanwhile; `--fresh`.
+    first: ByKind,
+    demanded: ByKind,
+    later: ByKind,
+    fresh: ByKind,
+    forks: Samples,
+    interpreters: Samples,
+}
+
+impl Contender {
+    fn new(
+        name: &'static str,
+        path: &'static str,
+        module: Option<&'static str>,
+        answer: &'static str,
+    ) -> Self {
+        let [first, demanded, later, fresh] = [(); 4].map(|()| ByKind::default());
+        let (forks, interpreters) = (Samples::default(), Samples::default());
+        Self { name, path, module, answer, bare: None, first, demanded, later, fresh, forks, interpreters }
+    }
+
+    fn deploy(&self, server: &Server) -> Result<()> {
+        server.deploy(self.path, self.name, &["--single-use"])?;
+        server.deploy(self.path, &self.fresh_name(), &["--single-use", "--fresh"])
+    }
+
+    fn fresh_name(&self) -> String {
+        format!("{}-fresh", self.name)
+    }
+
+    fn ask(&self, server: &mut Server, name: &str) -> Result<Answer> {
+        let answer = server.invoke(&server.invocation(name, "\"hello\""))?;
+        if answer.body != self.answer.as_bytes() {
+            bail!("{name} answered {}", String::from_utf8_lossy(&answer.body));
+        }
+        Ok(answer)
+    }
+
+    /// Asks until the spares are used up, with pauses between; the answer of the first that there was none for. The zygote itself has
+    /// been idle until then.
+    fn exhaust(&self, server: &mut Server, between: Duration) -> Result<Answer> {
+        for _ in 0..MOST {
+            let answer = self.ask(server, self.name)?;
+            if answer.start() != "spare" {
+                return Ok(answer);
+            }
+            pause(between);
+        }
+        bail!("of {}, {MOST} in succession found a spare", self.name)
+    }
+
+    fn turn(&mut self, server: &mut Server, site: &Path, slow: bool) -> Result<()> {
+        server.settle()?;
+        pause(IDLE);
+        self.first.add(&self.ask(server, self.name)?);
+        let demanded = self.exhaust(server, Duration::ZERO)?;
+        self.demanded.add(&demanded);
+        pause(IDLE);
+        if let Some(bare) = &mut self.bare {
+            self.forks.add(bare.fork()?);
+        }
+        server.settle()?;
+        pause(IDLE);
+        let later = self.exhaust(server, MOMENT)?;
+        self.later.add(&later);
+        if slow {
+            pause(IDLE);
+            self.fresh.add(&self.ask(server, &self.fresh_name())?);
+            pause(IDLE);
+            self.interpreters.time(|| import(site, self.module))?;
+        }
+        Ok(())
+    }
+
+    fn judge(self) -> bool {
+        let spare = self.first.show(self.name, "spare");
+        let zygote = self.demanded.show(self.name, "zygote");
+        self.later.show(&format!("{}, a moment later", self.name), "zygote");
+        self.fresh.show(self.name, "cold");
+        show(&format!("{}, bare os.fork()", self.name), &self.forks);
+        let import = self.module.map_or_else(|| "pass".to_owned(), |module| format!("import {module}"));
+        show(&format!("python3 -c '{import}'"), &self.interpreters);
+        let name = self.name;
+        let mut met = judge(&format!("{name}, spare: p50, ms"), spare.median(), Target::AtMost(0.8));
+        met &= judge(&format!("{name}, spare: p99, ms"), spare.quantile(0.99), Target::AtMost(5.0));
+        let beyond = zygote.median() - self.forks.median();
+        met &= judge(&format!("{name}, on demand: p50 beyond a bare fork, ms"), beyond, Target::AtMost(1.0));
+        println!();
+        met
+    }
+}
+
+/// Measures, prints, and tells whether every target was met.
+pub(crate) fn run(sock: &Path) -> Result<bool> {
+    let mut server = Server::start(sock, &[])?;
+    let mut contenders = [
+        Contender::new("echo", "functions/echo", None, "\"hello\""),
+        Contender::new("numpy", "bench/functions/numbers", Some("numpy"), "\"2.2.6\""),
+        Contender::new("pandas", "bench/functions/tables", Some("pandas"), "\"2.3.3\""),
+    ];
+    for contender in &contenders {
+        contender.deploy(&server)?;
+        // What its first instance tells may change its zygote.
+        contender.ask(&mut server, contender.name)?;
+    }
+    let site_directory = tempfile::tempdir()?;
+    let site = site(&server.data(), site_directory.path())?;
+    for contender in &mut contenders {
+        contender.bare = Some(BareFork::start(&site, contender.module)?);
+        import(&site, contender.module)?;
+    }
+    let (mut nothing, ask_nothing) = (Samples::default(), server.nothing());
+    for round in 0..ROUNDS {
+        pause(IDLE);
+        nothing.add(server.invoke(&ask_nothing)?.took);
+        for contender in &mut contenders {
+            contender.turn(&mut server, &site, round < SLOW_ROUNDS)?;
+        }
+    }
+    heading();
+    // How much of it is the machine's: to wake an idle processor, again and again.
+    show("GET /healthz", &nothing);
+    println!();
+    let mut met = true;
+    for contender in contenders {
+        met &= contender.judge();
+    }
+    server.stop()?;
+    Ok(met)
+}
