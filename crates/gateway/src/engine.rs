@@ -319,12 +319,8 @@ impl Engine {
         };
         let Output { text: log, dropped: log_truncated } = instance.peer.take_output();
         if instance.is_there() && instance.max_memory_mb == 0 {
-            // Asked once: what a first answer took is what a user sizes by, and a warm one must not wait for it.
-            if let Ok((Reply::Stats { usage }, _)) =
-                self.launcher.call(Request::Stats { instance: instance.id }).await
-            {
-                instance.max_memory_mb = megabytes(usage.memory_peak);
-            }
+            // Once: what a first answer took is what a user sizes by.
+            instance.max_memory_mb = instance.memory_used().map_or(0, megabytes);
         }
         let max_memory_mb = instance.max_memory_mb;
         let current = lock(&self.functions)

@@ -206,12 +206,17 @@ impl Builder {
     /// Waits for the next event; `None` when the builder is gone.
     pub(crate) fn event(&self) -> SysResult<Option<Event>> {
         let mut buffer = vec![0; MESSAGE];
-        let (length, mut fds) = sys::receive(self.socket.as_fd(), &mut buffer).call("recvmsg")?;
+        let (length, mut fds, cut) =
+            sys::receive_what_fits(self.socket.as_fd(), &mut buffer).call("recvmsg")?;
         if length == 0 {
             return Ok(None);
         }
         let message = serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::EBADMSG).call("decode")?;
         Ok(Some(match message {
+            // It dies with its cgroup.
+            FromBuilder::Made { slot, .. } if cut => {
+                Event::Failed { slot, error: "no file descriptor is left to hold another container".into() }
+            }
             FromBuilder::Made { slot, init } => {
                 let pidfd = fds.pop().ok_or(Errno::EBADMSG).call("recvmsg")?;
                 Event::Made { slot, made: Made { init: Pid::from_raw(init), pidfd, namespaces: fds } }

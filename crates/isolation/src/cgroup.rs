@@ -330,6 +330,11 @@ impl Group {
         OpenOptions::new().write(true).open(&path).map(OwnedFd::from).call_on("open", &path)
     }
 
+    /// Its `memory.peak`, to read from; `None` where the kernel has none.
+    pub(crate) fn memory_peak(&self) -> Option<OwnedFd> {
+        File::open(self.path.join("memory.peak")).map(OwnedFd::from).ok()
+    }
+
     /// What the group's memory controller counted.
     pub fn usage(&self) -> Usage {
         let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();

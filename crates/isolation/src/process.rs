@@ -97,10 +97,19 @@ pub fn become_ordinary(id: u32) -> SysResult<()> {
     die_with(parent)
 }
 
-/// Lets the calling process have as many open files as it may, and returns how many that is.
+/// A launcher holds a handful for each instance, of which there may be thousands.
+const ENOUGH: u64 = 1 << 18;
+
+/// Lets the calling process have as many open files as it may, root a quarter of a million, and returns how many that is.
 pub fn raise_file_limit() -> SysResult<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).call("getrlimit")?;
+    let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+    let most = text.trim().parse().unwrap_or(hard).min(ENOUGH).max(hard);
+    // More than the hard limit is root's to take.
+    if setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok() {
+        return Ok(most);
+    }
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).call("setrlimit")?;
     Ok(hard)
 }

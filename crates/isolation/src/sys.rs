@@ -460,12 +460,23 @@ pub(crate) const MAX_FDS: usize = 16;
 ///
 /// A message or a list of descriptors that did not fit is EMSGSIZE: half a message is never worked on.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    match receive_what_fits(socket, buffer)? {
+        (_, _, true) => Err(Errno::EMSGSIZE),
+        (length, fds, false) => Ok((length, fds)),
+    }
+}
+
+/// As [`receive`], and whether something did not fit: a process that has no descriptors left gets the message without them.
+pub(crate) fn receive_what_fits(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>, bool), Errno> {
     let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
     let mut slices = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
         // It is gone and had not read everything that was sent to it.
-        Err(Errno::ECONNRESET) => return Ok((0, Vec::new())),
+        Err(Errno::ECONNRESET) => return Ok((0, Vec::new(), false)),
         received => received?,
     };
     let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
@@ -477,7 +488,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usiz
             }
         }
     }
-    if cut { Err(Errno::EMSGSIZE) } else { Ok((message.bytes, fds)) }
+    Ok((message.bytes, fds, cut))
 }
 
 /// openat2(2) that never leaves `dir`: no `..`, no absolute path, no symbolic link, no magic link, no other mount.

@@ -67,8 +67,12 @@ pub(crate) fn inodes(namespaces: &[OwnedFd]) -> SysResult<Vec<u64>> {
     namespaces.iter().map(|fd| fstat(fd).map(|stat| stat.st_ino).call("fstat")).collect()
 }
 
-/// Checks the only process in `processes` beside `init`.
-pub(crate) fn check(processes: &[Pid], init: Pid, expected: &Expected) -> Result<Checked, Unconfined> {
+/// Checks the only process in `processes` beside `init`; gives its status file too.
+pub(crate) fn check(
+    processes: &[Pid],
+    init: Pid,
+    expected: &Expected,
+) -> Result<(Checked, OwnedFd), Unconfined> {
     let others: Vec<Pid> = processes.iter().copied().filter(|pid| *pid != init).collect();
     let [pid] = others[..] else { return Err(Unconfined::Processes(others.len())) };
     // What is opened beneath this descriptor is about this very process: after its end every read fails.
@@ -78,7 +82,8 @@ pub(crate) fn check(processes: &[Pid], init: Pid, expected: &Expected) -> Result
     let pidfd = sys::pidfd_open(pid).call("pidfd_open")?;
     let mut text = String::new();
     let status = openat(&process, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-    File::from(status.call_on("open", &path)?).read_to_string(&mut text).call_on("read", &path)?;
+    let mut status = File::from(status.call_on("open", &path)?);
+    status.read_to_string(&mut text).call_on("read", &path)?;
     check_status(&text, expected)?;
     for (name, inode) in crate::builder::NAMESPACES.iter().zip(&expected.namespaces) {
         let link = readlinkat(process.as_fd(), format!("ns/{name}").as_str()).call_on("readlink", &path)?;
@@ -97,7 +102,8 @@ pub(crate) fn check(processes: &[Pid], init: Pid, expected: &Expected) -> Result
     }
     let fields = fields(&text);
     let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
-    Ok(Checked { pid, pidfd, data: bytes("VmData"), resident: bytes("RssAnon") + bytes("RssShmem") })
+    let (data, resident) = (bytes("VmData"), bytes("RssAnon") + bytes("RssShmem"));
+    Ok((Checked { pid, pidfd, data, resident }, status.into()))
 }
 
 fn kilobytes(field: &str) -> Option<u64> {
@@ -106,8 +112,12 @@ fn kilobytes(field: &str) -> Option<u64> {
 
 /// The resident private memory of a process, bytes; 0 when it is gone.
 pub(crate) fn resident(pid: Pid) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let fields = fields(&text);
+    resident_in(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
+}
+
+/// The same out of the text of a status file.
+pub(crate) fn resident_in(status: &str) -> u64 {
+    let fields = fields(status);
     let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
     bytes("RssAnon") + bytes("RssShmem")
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use sock_fuzz::archive;
-use sock_isolation::launcher::wire::{self, Files, Request, StartZygote};
+use sock_isolation::launcher::wire::{self, Files, Part, Request, StartZygote};
 use sock_isolation::{Command, Limits, Role};
 use sock_zygote::frames::{self, Kind};
 
@@ -144,7 +144,7 @@ fn requests() -> Seeds {
         ("execute", asked(Request::Execute { files: files(), command: command(Role::Instance) })),
         ("other-role", asked(Request::Execute { files: files(), command: command(Role::Zygote) })),
         ("check", asked(Request::Check { instance: 9 })),
-        ("stats", asked(Request::Stats { instance: 9 })),
+        ("memory", asked(Request::Memory { of: Part::Instance(9) })),
         ("destroy", asked(Request::Destroy { instance: u64::MAX })),
     ]
 }

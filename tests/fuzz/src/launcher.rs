@@ -50,7 +50,6 @@ fn is_within_bounds(request: &Request) -> bool {
         | Request::Admit { .. }
         | Request::Memory { .. }
         | Request::Check { .. }
-        | Request::Stats { .. }
         | Request::Count
         | Request::Destroy { .. } => true,
     }

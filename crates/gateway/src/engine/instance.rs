@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{Files, InstanceId, Reply, Request};
+use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request};
 use sock_isolation::{Command, Role};
 use sock_zygote::frames::{Kind, Ready};
 use sock_zygote::runtime::{self, Entry};
@@ -35,6 +36,8 @@ pub(super) struct Instance {
     /// Memory of its own when that was asked last, bytes; 0 before, and whether that was since its last invocation.
     pub(super) bytes: u64,
     pub(super) measured: bool,
+    /// What tells of its memory.
+    memory: Option<File>,
     /// Its `cgroup.freeze`, and whether it says that the instance is frozen.
     freezer: Option<File>,
     frozen: bool,
@@ -65,6 +68,14 @@ impl Instance {
             self.frozen = !self.write("0");
         }
         !self.frozen
+    }
+
+    /// The most memory that it has used, or what it uses now, bytes.
+    pub(super) fn memory_used(&self) -> Option<u64> {
+        // A status file has half as much.
+        let mut text = [0; 4096];
+        let length = self.memory.as_ref()?.read_at(&mut text, 0).ok()?;
+        wire::memory_used(std::str::from_utf8(&text[..length]).ok()?)
     }
 
     fn write(&self, text: &str) -> bool {
@@ -226,6 +237,7 @@ impl Engine {
             idle_since: Instant::now(),
             bytes: 0,
             measured: false,
+            memory: None,
             freezer: None,
             frozen: false,
             max_memory_mb: 0,
@@ -245,17 +257,17 @@ impl Engine {
                 return Err(format!("an instance did not start: {why} {said}"));
             }
         }
-        let [pidfd, freezer] = match looked_at.try_into() {
+        let [pidfd, freezer, memory] = match looked_at.try_into() {
             Ok(looked_at) => looked_at,
             Err(_) => self.check(id).await?,
         };
-        instance.freezer = Some(freezer.into());
+        (instance.freezer, instance.memory) = (Some(freezer.into()), Some(memory.into()));
         instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
         Ok((instance, kind))
     }
 
-    /// Has an instance looked at from outside; gives its pidfd, and what freezes it.
-    async fn check(&self, id: InstanceId) -> Result<[OwnedFd; 2], String> {
+    /// Has an instance looked at from outside; gives its pidfd, what freezes it, and what tells of its memory.
+    async fn check(&self, id: InstanceId) -> Result<[OwnedFd; 3], String> {
         let checked = self.launcher.call_again(Request::Check { instance: id }).await;
         let (_, fds) = checked.map_err(|error| error.to_string())?;
         fds.try_into().map_err(|_| "the launcher sent no pidfd".into())

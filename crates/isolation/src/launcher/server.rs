@@ -62,6 +62,8 @@ struct Slot {
     ground: Ground,
     pair: Pair,
     made: Made,
+    /// What stands for its namespaces. Their descriptors are let go of once a process is in it: there may be thousands.
+    inodes: Vec<u64>,
 }
 
 /// A process that a zygote was told to fork.
@@ -325,10 +327,6 @@ impl Server {
                 Ok(None)
             }
             Request::Memory { of } => self.memory(of).map(|memory| Some(Reply::Memory(memory))),
-            Request::Stats { instance } => {
-                let usage = self.instance(instance)?.usage();
-                Ok(Some(Reply::Stats { usage }))
-            }
             Request::Count => Ok(Some(Reply::Counts(self.counts()))),
             Request::Destroy { instance } => self.destroy(id, instance).map(later),
         }

@@ -38,7 +38,6 @@ impl Request {
             | Self::StopZygote { .. }
             | Self::Keep { .. }
             | Self::Check { .. }
-            | Self::Stats { .. }
             | Self::Memory { .. }
             | Self::Count
             | Self::Destroy { .. } => Ok(()),

@@ -119,14 +119,10 @@ pub enum Request {
         command: Command,
     },
     /// Look at an instance from outside, after it said that it is ready. Nothing may be routed to it before. Replies
-    /// [`Reply::Done`] with a pidfd of its process (that its socket is open tells nothing, since a child may hold it) and its
-    /// `cgroup.freeze`: who writes `1` there stops it, `0` has it go on.
+    /// [`Reply::Done`] with a pidfd of its process (that its socket is open tells nothing, since a child may hold it) its
+    /// `cgroup.freeze` (who writes `1` there stops it, `0` has it go on), and a file that tells of its memory: `memory.peak` of its
+    /// cgroup, or where there is none the process's status, see [`memory_used`].
     Check {
-        /// Which one.
-        instance: InstanceId,
-    },
-    /// What an instance used until now.
-    Stats {
         /// Which one.
         instance: InstanceId,
     },
@@ -160,11 +156,6 @@ pub enum Reply {
         /// Whether it was looked at already: then the descriptors of [`Request::Check`] follow.
         checked: bool,
     },
-    /// See [`Request::Stats`].
-    Stats {
-        /// Of its memory.
-        usage: Usage,
-    },
     /// See [`Request::Memory`].
     Memory(Memory),
     /// See [`Request::Count`].
@@ -179,6 +170,11 @@ pub enum Reply {
         /// Of its memory.
         usage: Usage,
     },
+}
+
+/// The most memory that an instance has used, or what it uses now, bytes; out of the file that came with [`Request::Check`].
+pub fn memory_used(text: &str) -> Option<u64> {
+    text.trim().parse().ok().or_else(|| Some(crate::verify::resident_in(text)).filter(|bytes| *bytes > 0))
 }
 
 /// One of the containers that have a name here.

@@ -1,3 +1,5 @@
+//! What the tables say, and what they compile to, on both architectures.
+
 use std::fmt::Write;
 
 use super::*;

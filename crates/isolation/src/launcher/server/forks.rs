@@ -73,9 +73,10 @@ impl Server {
         if state.spares.len() >= state.wanted_spares as usize {
             return Ok(());
         }
-        let Some(slot) = state.ready.pop_front() else { return Ok(()) };
+        let Some(mut slot) = state.ready.pop_front() else { return Ok(()) };
         match self.start_child(zygote, &slot, "spare") {
             Ok(child) => {
+                slot.made.namespaces.clear();
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
                     state.spares.push_back(Spare { slot, child });
                 }
@@ -160,10 +161,13 @@ impl Server {
                 self.wanting.insert(zygote);
                 return;
             }
-            let Some(slot) = state.ready.pop_front() else { break };
+            let Some(mut slot) = state.ready.pop_front() else { break };
             let Some((id, files, limits)) = state.waiting.pop_front() else { break };
             let (result, fds) = match self.start_child(zygote, &slot, "fork") {
-                Ok(Child { fds, socket }) => (self.give(zygote, slot, (files, socket), limits), fds),
+                Ok(Child { fds, socket }) => {
+                    slot.made.namespaces.clear();
+                    (self.give(zygote, slot, (files, socket), limits), fds)
+                }
                 Err(error) => {
                     let ids = Ids::Within(zygote, slot.pair);
                     self.let_die(slot, ids);

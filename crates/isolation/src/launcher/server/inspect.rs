@@ -22,18 +22,18 @@ impl Instance {
 }
 
 impl Server {
-    /// Returns a pidfd of the instance's process, and what freezes it.
+    /// Returns a pidfd of the instance's process, what freezes it, and what tells of its memory.
     pub(super) fn check(&mut self, id: InstanceId) -> Result<Vec<OwnedFd>, String> {
         let by_kernel = self.host.has_controller("memory");
         let instance = self.instance(id)?;
         let expected = verify::Expected {
             id: instance.slot.pair.outside(instance.base),
             filters: instance.filters,
-            namespaces: verify::inodes(&instance.slot.made.namespaces).map_err(text)?,
+            namespaces: instance.slot.inodes.clone(),
             socket: instance.socket,
         };
         let processes = instance.slot.ground.group.processes().map_err(text)?;
-        let checked = verify::check(&processes, instance.slot.made.init, &expected)
+        let (checked, status) = verify::check(&processes, instance.slot.made.init, &expected)
             .map_err(|error| format!("instance {id} is not confined: {error}"))?;
         if instance.zygote.is_some() {
             // A command got its limits before its exec; a zygote's child still has the zygote's.
@@ -43,12 +43,13 @@ impl Server {
         }
         let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
         let freezer = instance.slot.ground.group.freezer().map_err(text)?;
+        let memory = instance.slot.ground.group.memory_peak().unwrap_or(status);
         instance.checked = Some(checked);
         let files = instance.files.take();
         if let (Some(files), Some(instance)) = (files, self.instances.get(&id)) {
             self.show(&instance.slot.ground, &files)?;
         }
-        Ok(vec![pidfd, freezer])
+        Ok(vec![pidfd, freezer, memory])
     }
 
     /// Takes some milliseconds for a process of some hundred megabytes.

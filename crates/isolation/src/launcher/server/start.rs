@@ -131,7 +131,7 @@ impl Server {
         let expected = verify::Expected {
             id: state.span.first,
             filters: 1,
-            namespaces: verify::inodes(&slot.made.namespaces).map_err(text)?,
+            namespaces: slot.inodes.clone(),
             socket: Some(state.channel),
         };
         let processes = slot.ground.group.processes().map_err(text)?;
@@ -225,7 +225,8 @@ impl Server {
         let Some(Building { ground, pair, owner, answer, expected }) = self.building.remove(&number) else {
             return;
         };
-        let slot = Slot { ground, pair: pair.unwrap_or_default(), made };
+        let inodes = verify::inodes(&made.namespaces).unwrap_or_default();
+        let mut slot = Slot { ground, pair: pair.unwrap_or_default(), made, inodes };
         match owner {
             Owner::Zygote(zygote) => self.zygote_made(zygote, slot, answer, None),
             Owner::ForkedZygote(zygote, theirs) => self.zygote_made(zygote, slot, answer, Some(theirs)),
@@ -238,6 +239,7 @@ impl Server {
                 self.serve_waiting(zygote);
             }
             Owner::Alone(instance) => {
+                slot.made.namespaces.clear();
                 let (limits, filters) = expected.unwrap_or_default();
                 let state = Instance::new(slot, None, limits, (self.host.ids.block(0), filters));
                 self.instances.insert(instance, state);
