@@ -22,6 +22,10 @@ use super::zygotes::{Using, Zygote};
 use super::{ATTEMPTS, Engine, START, failed};
 use crate::runner::{Function, InvocationResult, Outcome, Phases, StartKind};
 
+/// The end of an instance that is of no use any more takes a millisecond or two of the processors, which the answer that it gave last is
+/// just being sent by.
+const LATER: Duration = Duration::from_millis(5);
+
 /// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
 const GONE: InstanceId = 0;
 
@@ -86,7 +90,7 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if self.id != GONE {
-            self.launcher.tell(Request::Destroy { instance: self.id });
+            self.launcher.tell_after(LATER, Request::Destroy { instance: self.id });
         }
     }
 }
