@@ -237,7 +237,8 @@ impl Engine {
             };
             let Some(wish) = wish else { return Ok(()) };
             let python = self.python_of(&node.spec.runtime)?;
-            let zygote = self.zygotes.add(wish, planning.above(node), python).await;
+            let most = node.replicas as usize;
+            let zygote = self.zygotes.add(wish, planning.above(node), python, most).await;
             let zygote = zygote.map_err(|error| error.to_string())?;
             self.planner.learn(&zygote);
             for prepared in &planning.functions {
@@ -374,7 +375,7 @@ impl Engine {
         let (Some(wish), Ok(python)) = (planning.wish(&node.spec), self.python_of(&node.spec.runtime)) else {
             return;
         };
-        match self.zygotes.add(wish, Some(above), python).await {
+        match self.zygotes.add(wish, Some(above), python, usize::MAX).await {
             Ok(new) if new.parent().is_some_and(|parent| parent.spec == *above) => self.zygotes.leave(old),
             Ok(new) => self.zygotes.leave(&new),
             Err(error) => tracing::warn!(%error, "a zygote was not forked anew"),
