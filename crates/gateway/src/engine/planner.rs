@@ -264,6 +264,7 @@ impl Engine {
             && same_wheels
         {
             of.imported = Some(Arc::new(zygote.imported.clone()));
+            of.ahead = true;
         }
     }
 
@@ -274,12 +275,21 @@ impl Engine {
         let known = zygote.map(|zygote| &zygote.imported);
         let own = zygote.is_some_and(|zygote| zygote.spec.imports == prepared.imports);
         let bare = zygote.is_none_or(|zygote| zygote.spec.is_root());
-        if own || bare {
-            let all = known.into_iter().flatten().cloned().chain(imported.iter().cloned());
+        // What is told leaves out what the zygote has, whether the function imports that or not.
+        let ahead = of.imported.clone().filter(|_| of.ahead && !own);
+        let beyond = match &ahead {
+            Some(ahead) => Some(imported.iter().filter(|module| !ahead.contains(*module)).cloned().collect()),
+            None => own.then(|| imported.iter().cloned().collect()),
+        };
+        if own || bare || ahead.is_some() {
+            let known = ahead.as_deref().or(known);
+            let all = known.into_iter().flatten().cloned().chain(imported);
             of.imported = Some(Arc::new(all.collect()));
         }
-        if own && of.beyond.is_none() {
-            let beyond: BTreeSet<String> = imported.into_iter().collect();
+        if of.beyond.is_none()
+            && let Some(beyond) = beyond
+        {
+            let beyond: BTreeSet<String> = beyond;
             let more = !beyond.is_empty();
             of.beyond = Some(beyond);
             if more {
@@ -307,7 +317,7 @@ impl Engine {
         let of = learnt.of(&prepared.function.name, &prepared.function.revision);
         let own = zygote.is_some_and(|zygote| zygote.spec.imports == prepared.imports);
         let bare = zygote.is_none_or(|zygote| zygote.spec.is_root());
-        (own && of.beyond.is_none()) || (bare && of.imported.is_none())
+        ((own || of.ahead) && of.beyond.is_none()) || (bare && of.imported.is_none())
     }
 
     /// Plans, and makes it so, for as long as the engine is there.
