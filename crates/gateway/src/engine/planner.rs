@@ -56,6 +56,9 @@ pub(crate) struct Planner {
     pub(crate) changed: Arc<tokio::sync::Notify>,
     bytes: u64,
     data_dir: PathBuf,
+    /// By revision: the nodes that may not serve it, as it turned out when they were there. Whoever forgot them with the node would
+    /// plan them again, import it all again, and find out again.
+    refused: std::sync::Mutex<BTreeMap<String, BTreeSet<NodeSpec>>>,
     /// What the last plan expected of each node: what it saves, microseconds a second.
     saved: std::sync::Mutex<BTreeMap<NodeSpec, f64>>,
 }
@@ -64,7 +67,7 @@ impl Planner {
     pub(crate) fn new(data_dir: PathBuf, bytes: u64) -> Self {
         let learnt = std::sync::Mutex::new(Learnt::load(&data_dir));
         let (changed, saved) = (Arc::default(), std::sync::Mutex::default());
-        Self { learnt, changed, bytes, data_dir, saved }
+        Self { learnt, changed, bytes, data_dir, refused: std::sync::Mutex::default(), saved }
     }
 
     pub(crate) fn learnt(&self) -> std::sync::MutexGuard<'_, Learnt> {
@@ -194,12 +197,19 @@ impl Engine {
             lock(&self.functions).prepared().filter(|prepared| !prepared.function.fresh).collect();
         let mut wants: Vec<Want> = functions.iter().map(|prepared| self.planner.want(prepared)).collect();
         let running = self.zygotes.running();
-        for (want, prepared) in wants.iter_mut().zip(&functions) {
-            for zygote in &running {
-                if zygote.spec.may_serve(want) && sound(&zygote.node, &prepared.candidate).is_err() {
-                    want.refused.insert(zygote.spec.clone());
+        {
+            let mut known = lock(&self.planner.refused);
+            let mut refused = BTreeMap::new();
+            for (want, prepared) in wants.iter_mut().zip(&functions) {
+                want.refused = known.remove(&prepared.function.revision).unwrap_or_default();
+                for zygote in &running {
+                    if zygote.spec.may_serve(want) && sound(&zygote.node, &prepared.candidate).is_err() {
+                        want.refused.insert(zygote.spec.clone());
+                    }
                 }
+                refused.insert(prepared.function.revision.clone(), want.refused.clone());
             }
+            *known = refused;
         }
         let budget = Budget { bytes: self.planner.bytes, nodes: NODES };
         let costs = self.planner.costs();
