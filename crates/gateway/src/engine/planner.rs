@@ -405,7 +405,8 @@ impl Engine {
         }
     }
 
-    async fn save(&self) {
+    /// Writes down what was learnt.
+    pub(crate) async fn save(&self) {
         let known: BTreeSet<_> = lock(&self.functions).names();
         // Its parts are shared: invocations wait for no writing.
         let learnt = {
