@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, Signal};
 use sock_isolation::process;
@@ -15,6 +16,7 @@ use crate::config::{Auth, GatewayConfig};
 use crate::doctor::DEFAULT_PYTHON;
 use crate::engine::{Engine, EngineOptions, default_budget};
 use crate::keys::{AccessKey, Keys};
+use crate::runner::Runner;
 use crate::supervisor::{LogFormat, ServeOptions};
 
 /// Serves until SIGTERM. Called in a process that has given up root and has one thread yet.
@@ -96,7 +98,10 @@ async fn serve(
         let _ = std::fs::File::from(serving).write_all(b"1");
         stop.recv().await;
     };
-    crate::gateway::serve(listener, config, engine, shutdown).await.map_err(chain)
+    let served =
+        crate::gateway::serve(listener, config, Arc::clone(&engine) as Arc<dyn Runner>, shutdown).await;
+    engine.save().await;
+    served.map_err(chain)
 }
 
 /// How many connections a process with so many open files may take on. The rest is for what requests need: a connection

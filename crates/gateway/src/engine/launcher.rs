@@ -98,6 +98,12 @@ impl Launcher {
         answer
     }
 
+    /// Has something done that may have happened already.
+    pub(crate) fn see_to(&self, request: Request) {
+        let launcher = self.clone();
+        tokio::spawn(async move { drop(launcher.call(request).await) });
+    }
+
     /// Sends a request whose answer nobody needs.
     pub(crate) fn tell(&self, request: Request) {
         self.tell_after(Duration::ZERO, request);

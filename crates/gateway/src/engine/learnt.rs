@@ -38,6 +38,9 @@ pub(crate) struct OfFunction {
     pub(crate) start_us: f64,
     /// All that it imports; nothing while it is not known.
     pub(crate) imported: Option<Arc<BTreeSet<String>>>,
+    /// Whether that is what a zygote imported that was made for it, so that what an instance has imported besides is beyond that.
+    #[serde(default)]
+    pub(crate) ahead: bool,
     /// What the handler's import imported beyond what the zygote had that was made for it; nothing until one told.
     pub(crate) beyond: Option<BTreeSet<String>>,
 }

@@ -59,6 +59,9 @@ pub(crate) struct Planner {
     pub(crate) changed: Arc<tokio::sync::Notify>,
     bytes: u64,
     data_dir: PathBuf,
+    /// By revision: the nodes that may not serve it, as it turned out when they were there. Whoever forgot them with the node would
+    /// plan them again, import it all again, and find out again.
+    refused: std::sync::Mutex<BTreeMap<String, BTreeSet<NodeSpec>>>,
     /// What the last plan expected of each node.
     expected: std::sync::Mutex<BTreeMap<NodeSpec, Expected>>,
 }
@@ -77,7 +80,7 @@ impl Planner {
     pub(crate) fn new(data_dir: PathBuf, bytes: u64) -> Self {
         let learnt = std::sync::Mutex::new(Learnt::load(&data_dir));
         let (changed, expected) = (Arc::default(), std::sync::Mutex::default());
-        Self { learnt, changed, bytes, data_dir, expected }
+        Self { learnt, changed, bytes, data_dir, refused: std::sync::Mutex::default(), expected }
     }
 
     pub(crate) fn learnt(&self) -> std::sync::MutexGuard<'_, Learnt> {
@@ -126,6 +129,9 @@ impl Planner {
             let origin =
                 distribution.zip(sha256).map(|(distribution, sha256)| Origin { distribution, sha256 });
             let cost = Cost { micros: *micros as f64, bytes: *bytes as f64 };
+            // Where packages have run, what is said of the standard library, which others import as well, may be a lie.
+            let hearsay = origin.is_none() && !zygote.node.lock.is_empty();
+            let cost = if hearsay { cost.at_most(Cost::UNSEEN) } else { cost };
             Arc::make_mut(&mut learnt.costs).observe(Module { origin, name: name.clone() }, cost);
         }
     }
@@ -207,12 +213,19 @@ impl Engine {
             lock(&self.functions).prepared().filter(|prepared| !prepared.function.fresh).collect();
         let mut wants: Vec<Want> = functions.iter().map(|prepared| self.planner.want(prepared)).collect();
         let running = self.zygotes.running();
-        for (want, prepared) in wants.iter_mut().zip(&functions) {
-            for zygote in &running {
-                if zygote.spec.may_serve(want) && sound(&zygote.node, &prepared.candidate).is_err() {
-                    want.refused.insert(zygote.spec.clone());
+        {
+            let mut known = lock(&self.planner.refused);
+            let mut refused = BTreeMap::new();
+            for (want, prepared) in wants.iter_mut().zip(&functions) {
+                want.refused = known.remove(&prepared.function.revision).unwrap_or_default();
+                for zygote in &running {
+                    if zygote.spec.may_serve(want) && sound(&zygote.node, &prepared.candidate).is_err() {
+                        want.refused.insert(zygote.spec.clone());
+                    }
                 }
+                refused.insert(prepared.function.revision.clone(), want.refused.clone());
             }
+            *known = refused;
         }
         let budget = Budget { bytes: self.planner.bytes, nodes: NODES };
         let costs = self.planner.costs();
@@ -250,7 +263,8 @@ impl Engine {
             };
             let Some(wish) = wish else { return Ok(()) };
             let python = self.python_of(&node.spec.runtime)?;
-            let zygote = self.zygotes.add(wish, planning.above(node), python).await;
+            let most = node.replicas as usize;
+            let zygote = self.zygotes.add(wish, planning.above(node), python, most).await;
             let zygote = zygote.map_err(|error| error.to_string())?;
             self.planner.learn(&zygote);
             for prepared in &planning.functions {
@@ -276,6 +290,7 @@ impl Engine {
             && same_wheels
         {
             of.imported = Some(Arc::new(zygote.imported.clone()));
+            of.ahead = true;
         }
     }
 
@@ -286,12 +301,21 @@ impl Engine {
         let known = zygote.map(|zygote| &zygote.imported);
         let own = zygote.is_some_and(|zygote| zygote.spec.imports == prepared.imports);
         let bare = zygote.is_none_or(|zygote| zygote.spec.is_root());
-        if own || bare {
-            let all = known.into_iter().flatten().cloned().chain(imported.iter().cloned());
+        // What is told leaves out what the zygote has, whether the function imports that or not.
+        let ahead = of.imported.clone().filter(|_| of.ahead && !own);
+        let beyond = match &ahead {
+            Some(ahead) => Some(imported.iter().filter(|module| !ahead.contains(*module)).cloned().collect()),
+            None => own.then(|| imported.iter().cloned().collect()),
+        };
+        if own || bare || ahead.is_some() {
+            let known = ahead.as_deref().or(known);
+            let all = known.into_iter().flatten().cloned().chain(imported);
             of.imported = Some(Arc::new(all.collect()));
         }
-        if own && of.beyond.is_none() {
-            let beyond: BTreeSet<String> = imported.into_iter().collect();
+        if of.beyond.is_none()
+            && let Some(beyond) = beyond
+        {
+            let beyond: BTreeSet<String> = beyond;
             let more = !beyond.is_empty();
             of.beyond = Some(beyond);
             if more {
@@ -319,7 +343,7 @@ impl Engine {
         let of = learnt.of(&prepared.function.name, &prepared.function.revision);
         let own = zygote.is_some_and(|zygote| zygote.spec.imports == prepared.imports);
         let bare = zygote.is_none_or(|zygote| zygote.spec.is_root());
-        (own && of.beyond.is_none()) || (bare && of.imported.is_none())
+        ((own || of.ahead) && of.beyond.is_none()) || (bare && of.imported.is_none())
     }
 
     /// Plans, and makes it so, for as long as the engine is there.
@@ -399,14 +423,15 @@ impl Engine {
         let (Some(wish), Ok(python)) = (planning.wish(&node.spec), self.python_of(&node.spec.runtime)) else {
             return;
         };
-        match self.zygotes.add(wish, Some(above), python).await {
+        match self.zygotes.add(wish, Some(above), python, usize::MAX).await {
             Ok(new) if new.parent().is_some_and(|parent| parent.spec == *above) => self.zygotes.leave(old),
             Ok(new) => self.zygotes.leave(&new),
             Err(error) => tracing::warn!(%error, "a zygote was not forked anew"),
         }
     }
 
-    async fn save(&self) {
+    /// Writes down what was learnt.
+    pub(crate) async fn save(&self) {
         let known: BTreeSet<_> = lock(&self.functions).names();
         // Its parts are shared: invocations wait for no writing.
         let learnt = {

@@ -27,6 +27,9 @@ pub(crate) enum ZygoteError {
     /// See [`LauncherError`].
     #[error(transparent)]
     Launcher(#[from] LauncherError),
+    /// It ended before it was one.
+    #[error("a zygote was not forked: {error}{said}")]
+    Unborn { error: PeerError, said: String },
     /// It failed while it imported.
     #[error("a zygote failed while importing: {error}{said}")]
     Peer { error: PeerError, said: String },
@@ -46,6 +49,9 @@ const IMPORT_SECONDS: u64 = 60;
 
 /// What could not be imported now is not tried again at every request.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// So many that end by themselves within [`RETRY`] of each other are enough: what its packages do ends it, and another would end as well.
+const ENDS: usize = 3;
 
 /// Slots kept ready for one that serves functions; a burst beyond them waits about a millisecond for each more.
 const SLOTS: u32 = 4;
@@ -140,6 +146,11 @@ impl Zygote {
         *lock(&self.kept)
     }
 
+    /// Whether it is zygote `id`, or lives in the namespaces of that.
+    fn is_of(&self, id: ZygoteId) -> bool {
+        self.id == id || self.parent().is_some_and(|parent| parent.is_of(id))
+    }
+
     pub(crate) fn grown(&self) -> Grown<'_> {
         Grown { spec: &self.spec, modules: &self.modules }
     }
@@ -183,6 +194,8 @@ pub(crate) struct Zygotes {
     changed: Arc<tokio::sync::Notify>,
     /// When the start of one failed last.
     failed: Mutex<BTreeMap<NodeSpec, Instant>>,
+    /// When those that ended by themselves did so lately.
+    ends: Mutex<BTreeMap<NodeSpec, Vec<Instant>>>,
     /// Held while one is started, so that two deploys do not start the same.
     starting: tokio::sync::Mutex<()>,
 }
@@ -197,6 +210,7 @@ impl Zygotes {
             changed,
             choices: Mutex::default(),
             failed: Mutex::default(),
+            ends: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
         }
     }
@@ -228,6 +242,34 @@ impl Zygotes {
     /// Whether one that `spec` describes failed to start a moment ago.
     pub(crate) fn failed_lately(&self, spec: &NodeSpec) -> bool {
         lock(&self.failed).get(spec).is_some_and(|at| at.elapsed() < RETRY)
+    }
+
+    fn fail(&self, spec: NodeSpec) {
+        let mut failed = lock(&self.failed);
+        failed.retain(|_, at| at.elapsed() < RETRY);
+        failed.insert(spec, Instant::now());
+    }
+
+    /// One has ended by itself, or before it was there. Where that goes on, no other is started for a while; but for a root, without
+    /// which nobody is served.
+    fn note_end(&self, spec: &NodeSpec) {
+        if spec.is_root() {
+            return;
+        }
+        let often = {
+            let mut all = lock(&self.ends);
+            all.entry(spec.clone()).or_default().push(Instant::now());
+            all.values_mut().for_each(|ends| ends.retain(|at| at.elapsed() < RETRY));
+            all.retain(|_, ends| !ends.is_empty());
+            all.get(spec).is_some_and(|ends| ends.len() >= ENDS)
+        };
+        if often {
+            tracing::warn!(
+                seconds = RETRY.as_secs(),
+                "zygotes with the same imports end again and again: none is started for a while"
+            );
+            self.fail(spec.clone());
+        }
     }
 
     /// The best of those that may serve a function, of equal ones that with fewest users. `weigh` gives the function as the policy
@@ -267,27 +309,34 @@ impl Zygotes {
 
     /// Makes sure that there is the root zygote of an interpreter.
     pub(crate) async fn ensure_root(self: &Arc<Self>, python: &Python) -> Result<(), ZygoteError> {
-        if self.count(&NodeSpec::root(&python.runtime)) > 0 {
-            return Ok(());
-        }
-        self.add(Wish::root(&python.runtime), None, python).await.map(drop)
+        self.add(Wish::root(&python.runtime), None, python, 1).await.map(drop)
     }
 
-    /// One more zygote for `wish`, forked from the best there is; in the plan it is below `above`.
+    /// One more zygote for `wish`, forked from the best there is; in the plan it is below `above`. Where there are `most` of them by
+    /// then, since several see to it, one of those.
     pub(crate) async fn add(
         self: &Arc<Self>,
         wish: Wish,
         above: Option<&NodeSpec>,
         python: &Python,
+        most: usize,
     ) -> Result<Arc<Zygote>, ZygoteError> {
         let _starting = self.starting.lock().await;
+        let same: Vec<_> = self.running().into_iter().filter(|zygote| zygote.spec == wish.spec).collect();
+        if same.len() >= most
+            && let Some(there) = same.into_iter().next()
+        {
+            return Ok(there);
+        }
         let begin = Instant::now();
         let raised = match self.raise(&wish, above, python).await {
             Ok(raised) => raised,
             Err(error) => {
-                let mut failed = lock(&self.failed);
-                failed.retain(|_, at| at.elapsed() < RETRY);
-                failed.insert(wish.spec, Instant::now());
+                if error.is_early() {
+                    self.note_end(&wish.spec);
+                } else {
+                    self.fail(wish.spec);
+                }
                 return Err(error);
             }
         };
@@ -432,8 +481,14 @@ impl Zygotes {
     /// Has a forked zygote looked at once it says that it has dropped everything.
     async fn admit(&self, id: ZygoteId, peer: &mut Peer) -> Result<(), ZygoteError> {
         let hello = tokio::time::timeout(START, peer.expect(Kind::Hello)).await;
-        hello.map_err(|_| ZygoteError::Slow)?.map_err(|error| ZygoteError::of(error, peer))?;
-        Ok(self.launcher.call_again(Request::Admit { zygote: id }).await.map(drop)?)
+        hello.map_err(|_| ZygoteError::Slow)?.map_err(|error| {
+            let said = said(peer);
+            ZygoteError::Unborn { error, said }
+        })?;
+        let (_, fds) = self.launcher.call_again(Request::Admit { zygote: id }).await?;
+        // What it has started may hold its socket open when it has ended.
+        fds.into_iter().try_for_each(|pidfd| peer.watch(pidfd))?;
+        Ok(())
     }
 
     /// Has it import what it shall; one that does not is ended.
@@ -450,8 +505,12 @@ impl Zygotes {
         let end = peer.receive().await;
         let said = String::from_utf8_lossy(&peer.take_output().text).into_owned();
         tracing::warn!(zygote = id, ?end, said, "zygote ended");
-        self.change(|running| running.retain(|zygote| zygote.id != id));
-        lock(&self.leaving).retain(|zygote| zygote.id != id);
+        // It may have hung up and live on, as what lives in its namespaces does until those end.
+        self.launcher.see_to(Request::StopZygote { zygote: id });
+        if let Some(zygote) = self.lose(id) {
+            self.note_end(&zygote.spec);
+        }
+        lock(&self.leaving).retain(|zygote| !zygote.is_of(id));
         self.changed.notify_one();
     }
 
@@ -464,8 +523,14 @@ impl Zygotes {
             }
             used
         });
+        // One that another was forked from is free when that has gone.
+        while self.retire_once(wanted) {}
+    }
+
+    /// Whether any was ended.
+    fn retire_once(&self, wanted: &BTreeMap<NodeSpec, u32>) -> bool {
         self.change(|running| {
-            let mut left = wanted.clone();
+            let (before, mut left) = (running.len(), wanted.clone());
             for zygote in running.iter().filter(|zygote| zygote.spec.is_root()) {
                 let count = left.entry(zygote.spec.clone()).or_default();
                 *count = (*count).max(1);
@@ -482,17 +547,25 @@ impl Zygotes {
                 }
                 keep
             });
+            running.len() < before
+        })
+    }
+
+    /// Forgets a zygote, and those that live in its namespaces; gives it, if it was known.
+    fn lose(&self, id: ZygoteId) -> Option<Arc<Zygote>> {
+        let lost = self.change(|running| {
+            let (lost, kept) =
+                std::mem::take(running).into_iter().partition::<Vec<_>, _>(|zygote| zygote.is_of(id));
+            *running = kept;
+            lost
         });
+        lost.into_iter().find(|zygote| zygote.id == id)
     }
 
     /// Forgets a zygote that does not answer, and ends it with its instances.
     pub(crate) fn discard(&self, zygote: &Zygote) {
-        let there = self.change(|running| {
-            let before = running.len();
-            running.retain(|other| other.id != zygote.id);
-            running.len() < before
-        });
-        if there {
+        if self.lose(zygote.id).is_some() {
+            self.note_end(&zygote.spec);
             self.launcher.tell(Request::StopZygote { zygote: zygote.id });
         }
     }
@@ -522,8 +595,16 @@ async fn import(peer: &mut Peer, wish: &Wish) -> Result<Facts, ZygoteError> {
 impl ZygoteError {
     /// With what it wrote.
     fn of(error: PeerError, peer: &mut Peer) -> Self {
-        let said = String::from_utf8_lossy(&peer.take_output().text).trim().to_owned();
-        let said = if said.is_empty() { said } else { format!("; it said: {said}") };
-        Self::Peer { error, said }
+        Self::Peer { error, said: said(peer) }
     }
+
+    /// Whether it says nothing of what was to be imported. The one that it was to be forked from may have died meanwhile.
+    fn is_early(&self) -> bool {
+        matches!(self, Self::Launcher(_) | Self::Unborn { .. } | Self::Io(_))
+    }
+}
+
+fn said(peer: &mut Peer) -> String {
+    let said = String::from_utf8_lossy(&peer.take_output().text).trim().to_owned();
+    if said.is_empty() { said } else { format!("; it said: {said}") }
 }

@@ -91,8 +91,8 @@ struct Zygote {
     children: Vec<Span>,
     /// Whether it may fork: one that was started may, one that was forked when it was looked at.
     admitted: bool,
-    /// The request that waits for that.
-    admitting: Option<u64>,
+    /// The request that waits for that, and a pidfd for its answer.
+    admitting: Option<(u64, OwnedFd)>,
     /// The inode number of its own end of the fork channel.
     channel: u64,
     /// Of its own processes.

@@ -80,7 +80,8 @@ pub enum Request {
     /// Start a fork server by having another one fork itself: it has imported what that one has. Replies as
     /// [`Request::StartZygote`] does, with the same descriptors. Nothing is forked from it before [`Request::Admit`].
     ForkZygote(ForkZygote),
-    /// Look at a forked zygote from outside, after it said hello on its control socket, and let it have slots.
+    /// Look at a forked zygote from outside, after it said hello on its control socket, and let it have slots. Replies with
+    /// [`Reply::Done`] and a pidfd of its process, whose end its container's PID 1 does not follow.
     Admit {
         /// Which one.
         zygote: ZygoteId,

@@ -20,14 +20,20 @@ impl Cost {
         Self { micros: self.micros + other.micros, bytes: self.bytes + other.bytes }
     }
 
+    /// What a module is taken to cost that was never seen: it is a name from a scan, which stands for all that it imports, a package of
+    /// middling size.
+    pub const UNSEEN: Self = Self { micros: 10_000.0, bytes: 2e6 };
+
+    /// No more than `most` in either.
+    pub fn at_most(self, most: Self) -> Self {
+        Self { micros: self.micros.min(most.micros), bytes: self.bytes.min(most.bytes) }
+    }
+
     fn is_plausible(self) -> bool {
         let plausible = |value: f64| (0.0..=1e12).contains(&value);
         plausible(self.micros) && plausible(self.bytes)
     }
 }
-
-/// A module that was never seen is a name from a scan, which stands for all that it imports: a package of middling size.
-const UNSEEN: Cost = Cost { micros: 10_000.0, bytes: 2e6 };
 
 /// Weight of the newest observation. Imports are seldom observed again, and the first one is often the slow one, whose files
 /// were not in memory: three more have to outweigh it.
@@ -42,7 +48,7 @@ impl Costs {
     /// What importing `module` is expected to cost.
     pub fn of(&self, module: &Module) -> Cost {
         let known = self.0.get(&module.origin).and_then(|modules| modules.get(&module.name));
-        known.copied().unwrap_or(UNSEEN)
+        known.copied().unwrap_or(Cost::UNSEEN)
     }
 
     /// Whether `module` was observed.

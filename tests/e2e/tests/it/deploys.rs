@@ -33,6 +33,10 @@ const SILENCE: &str = "2";
 
 /// A server that asks this index and nothing else for packages.
 pub(crate) fn server(data: &Path, index: &str) -> Server {
+    server_with(data, index, &[])
+}
+
+pub(crate) fn server_with(data: &Path, index: &str, flags: &[&str]) -> Server {
     let uv = data.join("uv");
     if !uv.exists() {
         // The resolver comes from where the machine has it from, once for all tests.
@@ -52,7 +56,7 @@ pub(crate) fn server(data: &Path, index: &str) -> Server {
         ("PIP_NO_INDEX", None),
         ("UV_NO_INDEX", None),
     ];
-    Server::start_in(data, &["--index-url", index], &environment)
+    Server::start_in(data, &[&["--index-url", index], flags].concat(), &environment)
 }
 
 /// A zip file of these files.

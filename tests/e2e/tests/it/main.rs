@@ -5,12 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report, in its helpers too")]
 
+mod cache;
 mod chaos;
 mod cli;
+mod confined;
 mod crash;
 mod deploys;
 mod endings;
 mod forks;
+mod grove;
 mod handlers;
 mod http;
 mod inside;
@@ -22,3 +25,4 @@ mod operating;
 mod packages;
 mod server;
 mod starts;
+mod tree;

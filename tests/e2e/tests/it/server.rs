@@ -378,6 +378,10 @@ impl Process {
         fs::read_link(format!("/proc/{}/ns/{kind}", self.pid)).ok()
     }
 
+    pub(crate) fn is_forked_from(&self, other: &Self) -> bool {
+        self.parent == other.pid
+    }
+
     pub(crate) fn is_child_of(&self, server: &Server) -> bool {
         self.parent == server.child.id()
     }

@@ -68,7 +68,7 @@ impl Server {
         }
         let Some(state) = self.zygotes.remove(&zygote) else { return false };
         let Zygote { init, ready, spares, parent, span, waiting, admitting, .. } = state;
-        for id in waiting.into_iter().map(|(id, ..)| id).chain(admitting) {
+        for id in waiting.into_iter().map(|(id, ..)| id).chain(admitting.map(|(id, _)| id)) {
             self.answer(id, Err(format!("zygote {zygote} was stopped")), Vec::new());
         }
         // Its PID namespace goes, and every slot and instance within it.

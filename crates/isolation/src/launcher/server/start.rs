@@ -135,7 +135,7 @@ impl Server {
             socket: Some(state.channel),
         };
         let processes = slot.ground.group.processes().map_err(text)?;
-        verify::check(&processes, slot.made.init, &expected)
+        let (checked, _) = verify::check(&processes, slot.made.init, &expected)
             .map_err(|error| format!("zygote {zygote} is not confined: {error}"))?;
         // Its parent has put into the group what it was to put there.
         slot.ground.group.let_join(0).map_err(text)?;
@@ -143,7 +143,7 @@ impl Server {
             return Err(format!("zygote {zygote} has no namespaces"));
         };
         self.host.open(slot.ground.number, user.as_fd(), mounts.as_fd()).map_err(text)?;
-        state.admitting = Some(id);
+        state.admitting = Some((id, checked.pidfd));
         Ok(())
     }
 
@@ -154,9 +154,12 @@ impl Server {
             .iter_mut()
             .find(|(_, zygote)| zygote.init.as_ref().is_some_and(|slot| slot.ground.number == number));
         let Some((&zygote, state)) = zygote else { return };
-        let Some(id) = state.admitting.take() else { return };
+        let Some((id, pidfd)) = state.admitting.take() else { return };
         state.admitted = error.is_none();
-        self.answer(id, error.map_or(Ok(Reply::Done), Err), Vec::new());
+        match error {
+            None => self.answer(id, Ok(Reply::Done), vec![pidfd]),
+            Some(error) => self.answer(id, Err(error), Vec::new()),
+        }
         self.serve_waiting(zygote);
     }
 
