@@ -120,6 +120,10 @@ pub(crate) fn find_heap() {
 /// Gives the pages of the heap back: what was allocated reads as zeroes from now on. For a process that neither allocates, nor frees,
 /// nor looks at anything allocated any more, and leaves by [`exit_now`].
 pub(crate) fn release_heap() {
+    // A C library that is linked statically has its thread's own variables there, `errno` among them.
+    if cfg!(target_feature = "crt-static") {
+        return;
+    }
     let start = HEAP.load(Ordering::Relaxed);
     // SAFETY: sbrk(0) only tells the heap's end. What is given back lies between the heap's two ends, where the C library's
     // allocator has its memory, and by this function's contract nobody uses that any more.
