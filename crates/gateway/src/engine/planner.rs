@@ -377,17 +377,20 @@ impl Engine {
         }
         let wanted = planning.plan.nodes.iter().map(|node| (node.spec.clone(), node.replicas));
         self.zygotes.retire(&wanted.collect());
-        let expected = planning.plan.nodes.iter().map(|node| {
-            let rate: f64 = node.serves.iter().map(|want| planning.wants[*want].rate).sum();
-            let (rate, serves) = (rate / f64::from(node.replicas.max(1)), !node.serves.is_empty());
-            (node.spec.clone(), Expected { saved: node.saved, rate, serves })
-        });
-        *lock(&self.planner.expected) = expected.collect();
-        self.keep_spares();
-        // Now rather than when somebody waits.
-        for prepared in &planning.functions {
-            self.choose(prepared);
+        let mut expected: BTreeMap<NodeSpec, Expected> = BTreeMap::new();
+        for node in &planning.plan.nodes {
+            expected.entry(node.spec.clone()).or_default().saved = node.saved;
         }
+        // By what functions choose, which is what there is, and not what the plan would have; now rather than when somebody waits.
+        for (prepared, want) in planning.functions.iter().zip(&planning.wants) {
+            if let Some(zygote) = self.choose(prepared) {
+                let of = expected.entry(zygote.spec.clone()).or_default();
+                of.rate += want.rate / self.zygotes.count(&zygote.spec).max(1) as f64;
+                of.serves = true;
+            }
+        }
+        *lock(&self.planner.expected) = expected;
+        self.keep_spares();
         took
     }
 
