@@ -74,9 +74,14 @@ impl Hierarchy {
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
-            if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+            if owner.is_none_or(|owner| Path::new(&format!("/proc/{owner}")).exists()) {
+                continue;
+            }
+            let group = Group { path: entry.path() };
+            // Processes of another PID namespace have the number 0 here, and so may their owner be out of sight.
+            if group.processes().is_ok_and(|all| all.iter().all(|pid| pid.as_raw() != 0)) {
                 // Another one may be sweeping, and has it then.
-                let _ = Group { path: entry.path() }.destroy();
+                let _ = group.destroy();
             }
         }
     }

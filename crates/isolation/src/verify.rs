@@ -85,6 +85,11 @@ pub(crate) fn check(
     let mut status = File::from(status.call_on("open", &path)?);
     status.read_to_string(&mut text).call_on("read", &path)?;
     check_status(&text, expected)?;
+    if expected.namespaces.len() != crate::builder::NAMESPACES.len() {
+        // Nothing to compare with is no reason to pass.
+        let (found, expected) = (expected.namespaces.len().to_string(), "all of its slot".to_owned());
+        return Err(Unconfined::Differs { field: "number of known namespaces", found, expected });
+    }
     for (name, inode) in crate::builder::NAMESPACES.iter().zip(&expected.namespaces) {
         let link = readlinkat(process.as_fd(), format!("ns/{name}").as_str()).call_on("readlink", &path)?;
         let found = link.to_string_lossy().into_owned();

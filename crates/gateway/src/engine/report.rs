@@ -49,10 +49,11 @@ impl Engine {
         let mut nodes: Vec<NodeReport> = running.iter().map(|zygote| self.node(zygote, &memory)).collect();
         // A child is younger than its parent.
         nodes.sort_by_key(|node| node.id);
-        let mut learnt = self.planner.learnt();
+        // One lock after the other: who tidies holds that of the idle ones and takes this one.
         let idle = lock(&self.idle).by_function();
+        let learnt = self.planner.learnt();
         let functions = idle.into_iter().map(|(name, idle, frozen, private)| {
-            let of = learnt.functions.entry(name.clone()).or_default();
+            let of = learnt.functions.get(&name).cloned().unwrap_or_default();
             FunctionReport {
                 name: name.to_string(),
                 idle,

@@ -131,6 +131,7 @@ fn metrics_are_for_who_has_a_key() {
         request.send(server.address)
     };
     assert_eq!(ask(None).status, 403);
+    assert_eq!(Request::new("GET", "/report", "").send(server.address).status, 403);
     assert_eq!(ask(Some("another")).status, 403);
     let answer = ask(Some(&key().secret));
     assert_eq!(answer.status, 200);
