@@ -28,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use sock_isolation::launcher::wire::{Counts, Part, Reply, Request};
-use sock_zygote::frames::{self, InvokeHeader, Kind};
+use sock_zygote::frames::{self, FrameError, InvokeHeader, Kind, Nonce};
 use sock_zygote::tree::NodeSpec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -40,7 +40,7 @@ use crate::runner::{
 use ending::ended;
 use function::Prepared;
 use idle::Idle;
-use instance::{Instance, megabytes, start_failed};
+use instance::{Instance, Started, megabytes, start_failed};
 use launcher::Launcher;
 use planner::Planner;
 pub(crate) use planner::default_budget;
@@ -281,13 +281,13 @@ impl Engine {
         let mut attempt = 1;
         let (mut instance, start, result) = loop {
             let idle = if attempt < ATTEMPTS { self.take_idle(&function) } else { None };
-            let (mut instance, start) = match idle {
+            let (mut instance, start, asked) = match idle {
                 Some((instance, thawed)) => {
                     phases.provision = thawed;
-                    (instance, StartKind::Warm)
+                    (instance, StartKind::Warm, None)
                 }
-                None => match self.start_for(&function, &mut phases).await {
-                    Ok(started) => started,
+                None => match self.start_for(&function, &invocation, &mut phases).await {
+                    Ok(Started { instance, kind, asked }) => (instance, kind, asked),
                     Err(failure) => return start_failed(failure, phases, log_before),
                 },
             };
@@ -295,7 +295,7 @@ impl Engine {
                 log_before.extend(instance.peer.take_output().text);
             }
             let begin = Instant::now();
-            let exchange = exchange(&mut instance.peer, &function, &invocation);
+            let exchange = exchange(&mut instance.peer, (&function, &invocation), asked);
             let answered = tokio::time::timeout(function.timeout, exchange).await;
             phases.handler = begin.elapsed();
             let result = match answered {
@@ -329,7 +329,9 @@ impl Engine {
             .is_some_and(|prepared| prepared.function.revision == instance.revision);
         if instance.is_there() && current && !function.single_use && instance.peer.is_quiet() {
             let evicted = lock(&self.idle).keep(&function.name, instance);
-            drop(evicted);
+            evicted.into_iter().for_each(Instance::end_later);
+        } else if instance.is_there() {
+            instance.end_later();
         }
         drop(permit);
         Outcome { result, start, phases, log_before, log, log_truncated, max_memory_mb }
@@ -340,11 +342,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn exchange(
-    peer: &mut Peer,
-    function: &Function,
-    invocation: &Invocation,
-) -> Result<InvocationResult, PeerError> {
+/// What answers to an invocation begin with, and the frame that asks for one; `early`: together with the function.
+fn ask(function: &Function, invocation: &Invocation, early: bool) -> Result<(Nonce, Vec<u8>), FrameError> {
     let deadline = SystemTime::now() + function.timeout;
     let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = InvokeHeader {
@@ -352,9 +351,27 @@ async fn exchange(
         deadline_ms: deadline.as_millis() as u64,
         arn: function.arn.clone(),
         client_context: invocation.client_context.clone(),
+        early,
     };
     let nonce = uuid::Uuid::new_v4().into_bytes();
-    peer.send(Kind::Invoke, &frames::invoke(&nonce, &header, &invocation.event)).await?;
+    let frame = frames::encode(Kind::Invoke, &frames::invoke(&nonce, &header, &invocation.event))?;
+    Ok((nonce, frame))
+}
+
+/// Asks, unless that was done already, and waits for the answer.
+async fn exchange(
+    peer: &mut Peer,
+    (function, invocation): (&Function, &Invocation),
+    asked: Option<Nonce>,
+) -> Result<InvocationResult, PeerError> {
+    let nonce = match asked {
+        Some(nonce) => nonce,
+        None => {
+            let (nonce, frame) = ask(function, invocation, false)?;
+            peer.send_all(&frame).await?;
+            nonce
+        }
+    };
     let (kind, payload) = peer.receive().await?;
     let result = match kind {
         Kind::Result => InvocationResult::Ok,
@@ -407,7 +424,7 @@ impl Runner for Engine {
             let (Reply::Counts(counts), _) = counted else {
                 return Err("the launcher answered something else".into());
             };
-            let Counts { zygotes, slots, spares, instances, dying, leaks } = counts;
+            let Counts { zygotes, slots, spares, instances, dying, leaks, .. } = counts;
             let (idle, (frozen, idle_bytes)) = {
                 let all = lock(&self.idle);
                 (all.count(), all.held())

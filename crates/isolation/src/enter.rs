@@ -6,18 +6,32 @@
 //! memory and is gone before the zygote goes on, and that one forks:
 //!
 //! ```text
-//! zygote ── clone3(VM | VFORK | INTO_CGROUP) ──▶ helper: setns(user), setns(pid), fork() ──▶ child, a copy of the zygote
+//! zygote ── clone3(VM | VFORK | INTO_CGROUP) ──▶ helper: setns(user), setns(pid), fork() ──▶ child, a copy of the zygote: its steps
 //!   └──────────── goes on once the helper is gone ◀┄┄ exits
 //! ```
 //! `fork` is the C library's, so that its handlers run and it knows its thread's number. The child is born in the slot's
 //! cgroup: joining it would wait for a grace period of RCU.
 //!
+//! What a child does to enter the rest of the slot and to drop what it has is a list of system calls, its *steps*. They are made before
+//! the first line of the interpreter runs in it, which would copy a page of the zygote's memory for most things that it touches.
+//!
 //! The code is bytes without relocations, so that a confined process maps them from a file, executable and not writable.
 
-/// The code of `long enter_and_fork(struct clone_args *args, size_t size, int user, int pids, pid_t (*fork)(void), long *child)`.
+/// The code of `long enter_and_fork(struct fork *)`, where all fields are of 64 bits:
 ///
-/// Returns 0 in the child; in the caller the helper's number, which is to be waited for, or a negative error number. After
-/// that `*child` is the child's number, or a negative error number: -EAGAIN for whatever kept `fork` from it.
+/// ```c
+/// struct fork {
+///     struct clone_args *args; size_t args_size;
+///     int user, pids;             // namespaces of the slot
+///     pid_t (*fork)(void);
+///     long child;                 // out: its number, or a negative error number, -EAGAIN for whatever kept `fork` from it
+///     struct step *first, *end;   // what the child does
+///     struct step *failed;        // out, in the child: the step that failed, and its negative error number; it did none after that
+///     long error;
+/// };
+/// struct step { long number, arguments[6]; };
+/// ```
+/// Returns 0 in the child; in the caller the helper's number, which is to be waited for, or a negative error number.
 pub fn code() -> &'static [u8] {
     imp::code()
 }
@@ -30,50 +44,67 @@ mod imp {
         ".globl sock_enter_and_fork_start, sock_enter_and_fork_end",
         ".hidden sock_enter_and_fork_start, sock_enter_and_fork_end",
         "sock_enter_and_fork_start:",
-        // What is needed after the calls, where calls leave it alone. Five words, which align the stack for one.
+        // One word aligns the stack for calls; `rbx` they leave alone.
         "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "mov ebx, edx",
-        "mov ebp, ecx",
-        "mov r12, r8",
-        "mov r13, r9",
+        "mov rbx, rdi",
+        "mov rdi, [rbx]",
+        "mov rsi, [rbx + 8]",
         "mov eax, 435", // clone3
         "syscall",
         "test rax, rax",
-        "jnz 3f",
+        "jnz 9f",
         // The helper: on the zygote's stack, below its frame, while the kernel holds the zygote.
-        "mov edi, ebx",
+        "mov edi, [rbx + 16]",
         "mov esi, 0x10000000", // CLONE_NEWUSER
         "mov eax, 308",        // setns
         "syscall",
         "test rax, rax",
         "js 2f",
-        "mov edi, ebp",
+        "mov edi, [rbx + 24]",
         "mov esi, 0x20000000", // CLONE_NEWPID
         "mov eax, 308",
         "syscall",
         "test rax, rax",
         "js 2f",
-        "call r12",
+        "call [rbx + 32]",
         "movsxd rax, eax",
         "test eax, eax",
         "jz 3f",
         "jns 2f",
         "mov rax, -11", // EAGAIN: why is in errno, which nobody asks for
         "2:",
-        "mov [r13], rax",
+        "mov [rbx + 40], rax",
         "xor edi, edi",
         "mov eax, 60", // exit
         "syscall",
         "ud2",
+        // The child.
         "3:",
-        "pop r14",
-        "pop r13",
+        "push r12",
+        "mov r12, [rbx + 48]",
+        "4:",
+        "cmp r12, [rbx + 56]",
+        "jae 7f",
+        "mov rax, [r12]",
+        "mov rdi, [r12 + 8]",
+        "mov rsi, [r12 + 16]",
+        "mov rdx, [r12 + 24]",
+        "mov r10, [r12 + 32]",
+        "mov r8, [r12 + 40]",
+        "mov r9, [r12 + 48]",
+        "syscall",
+        "test rax, rax",
+        "jns 5f",
+        "mov [rbx + 64], r12",
+        "mov [rbx + 72], rax",
+        "jmp 7f",
+        "5:",
+        "add r12, 56",
+        "jmp 4b",
+        "7:",
         "pop r12",
-        "pop rbp",
+        "xor eax, eax",
+        "9:",
         "pop rbx",
         "ret",
         "sock_enter_and_fork_end:",

@@ -66,16 +66,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         let files = Files { task: Some("code/half".into()), ..Files::default() };
         let (reply, fds) = client.call(Request::Fork { zygote: 2, files, limits: Limits::default() })?;
         let Reply::Instance { instance, .. } = reply else { return Err("unexpected reply".into()) };
-        let mut peer = Peer::new(fds)?;
+        let mut fds = fds.into_iter();
+        // What follows, and is not used here, is for who wants to watch it, freeze it, and know its memory.
+        let mut peer = Peer::new(fds.by_ref().take(2).collect())?;
         peer.expect(Kind::Hello)?;
-        client.call(Request::Check { instance })?;
-        peer.send(Kind::Init, &serde_json::to_vec(&function())?)?;
+        peer.send(Kind::Init, &frames::init(&function(), &[]))?;
         peer.expect(Kind::Ready)?;
         let header = InvokeHeader {
             request_id: round.to_string(),
             deadline_ms: u64::MAX >> 12,
             arn: "half".into(),
             client_context: None,
+            early: false,
         };
         // Whoever talks to functions that are not its own takes a random one.
         let nonce = [round; 16];
@@ -130,7 +132,7 @@ fn function() -> Init {
         log_group: "/aws/lambda/half".into(),
         log_stream: "example".into(),
     };
-    Init { handler: "half.handler".into(), env: BTreeMap::new(), function, tell: false }
+    Init { handler: "half.handler".into(), env: BTreeMap::new(), function, tell: false, keep: false }
 }
 
 /// The other end of a process's socket and log.

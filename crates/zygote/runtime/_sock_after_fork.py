@@ -5,9 +5,12 @@ child the number would be another's by then, at worst the instance's socket. So 
 behind them. Event loops, which people use again, get new descriptors.
 """
 
+import ctypes
 import gc
 import os
 import sys
+
+NULL = ctypes.c_char_p(b"/dev/null")
 
 # Loops of asyncio's own kind, closed in the zygote; and of any other kind, which nobody may free.
 asleep, foreign = [], []
@@ -116,21 +119,24 @@ def is_open(fd):
     return True
 
 
-def arrange(fds, others=()):
-    """Descriptor 0 is /dev/null, those after it are `fds`; /dev/null where imports had something; and no others but `others`."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for number, fd in enumerate((null, *fds)):
-        # Every one of them is above these: those below were open already in the zygote.
-        os.dup2(fd, number)
-    free = len(fds) + 1
+def arrangement(fds, others=()):
+    """How descriptors are arranged: 0 is /dev/null, those after it are `fds`, by name; /dev/null where imports had something; and no
+    others but `others`. As system calls with their arguments.
+    """
+    # The lowest number that is free is 0 then. Every one of `fds` is above those here, which were open already in the zygote.
+    steps = [("close", 0), ("openat", -100, NULL, os.O_RDWR)]
+    last = len(fds)
+    for number, name in enumerate(fds, 1):
+        # The last one is the platform's own, which programs that are executed do not get.
+        steps.append(("dup3", name, number, os.O_CLOEXEC if number > 2 else 0))
+    free = last + 1
     for number in sorted({*taken, *others}):
-        os.closerange(free, number)
+        if free < number:
+            steps.append(("close_range", free, number - 1, 0))
         if number in taken:
-            os.dup2(0, number, False)
+            steps.append(("dup3", 0, number, os.O_CLOEXEC))
         free = number + 1
-    # No more than there can be: up to Python 3.9 it tries each.
-    limit = os.sysconf("SC_OPEN_MAX")
-    os.closerange(free, limit if limit > 0 else 1 << 20)
+    return steps + [("close_range", free, 0xffffffff, 0)]
 
 
 def wake(loop):

@@ -9,6 +9,8 @@ the list, and the sharing rule excepts it.
 
 import builtins
 import importlib
+# Built in.
+import marshal
 # Not used here: the C half of it looks for json.decoder among the modules when it has an error to tell.
 import json.decoder
 import os
@@ -20,6 +22,7 @@ import time
 # functions of this file find len() and its like. The json package it has to itself, since the methods of that look up its names.
 __builtins__ = dict(vars(builtins))
 read, write, open_fd, dup2, close, leave_now = os.read, os.write, os.open, os.dup2, os.close, os._exit
+pack, unpack = marshal.dumps, marshal.loads
 
 
 def own_json():
@@ -42,6 +45,11 @@ def own_json():
 
 
 decoder, encoder = own_json()
+path_finder = next(finder for finder in sys.meta_path if getattr(finder, "__name__", "") == "PathFinder")
+# What Python itself has: built-in and frozen modules.
+before_path = sys.meta_path[:sys.meta_path.index(path_finder)]
+source_loader, spec_of = (getattr(importlib._bootstrap_external, name) for name in (
+    "SourceFileLoader", "spec_from_file_location"))
 decode = decoder().decode
 
 TASK = "/var/task"
@@ -52,12 +60,24 @@ REHEARSAL = "/tmp/_sock_rehearsal"
 MAX_RESULT = 6291556
 # Of what ties an answer to its invocation, see frames.rs.
 NONCE = 16
+# Of compiled modules that other instances are to have, bytes: what is longer takes its time anyway.
+MAX_CODE = 65536
 CLIENT = ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name")
 
 # What the imports of a zygote did that the function's own imports would have done: environment variables that they set
 # (None: removed), entries that they added before and after the others of sys.path.
 env_written, path_before, path_after = {}, [], []
+# What was read beyond a frame, by descriptor.
+held = {}
+# os.environ's and os.environb's own, bytes to bytes. To go through those costs microseconds, and copies of pages, for each variable.
+environment = os.environb._data
+# The socket of an instance, once it is one.
+serving = None
+# What rehearsals send.
+rehearsed = {}
 request_id, answering = "", True
+# An invocation that came with the function has waited for its import, which does not count.
+late_ms = 0
 
 
 class Gone(Exception):
@@ -68,20 +88,29 @@ class NotLoaded(Exception):
     """The handler could not be found: Lambda's type of error, its message, lines of its stack."""
 
 
-def read_exactly(fd, count):
-    chunks = []
-    while count:
-        chunk = read(fd, min(count, 1 << 20))
-        if not chunk:
-            raise Gone
-        chunks.append(chunk)
-        count -= len(chunk)
-    return b"".join(chunks)
-
-
 def receive(fd):
-    header = read_exactly(fd, 5)
-    return header[:1], read_exactly(fd, int.from_bytes(header[1:], "little"))
+    """A frame. What came with it is kept for the next time: an invocation may follow its function at once."""
+    data = held.pop(fd, b"") or read_more(fd, 65536)
+    while len(data) < 5:
+        data += read_more(fd, 5 - len(data))
+    end = 5 + int.from_bytes(data[1:5], "little")
+    if len(data) < end:
+        chunks = [data]
+        left = end - len(data)
+        while left:
+            chunks.append(read_more(fd, min(left, 1 << 20)))
+            left -= len(chunks[-1])
+        data = b"".join(chunks)
+    if len(data) > end:
+        held[fd] = data[end:]
+    return data[:1], data[5:end]
+
+
+def read_more(fd, count):
+    chunk = read(fd, count)
+    if not chunk:
+        raise Gone
+    return chunk
 
 
 def send(fd, kind, *payload):
@@ -188,7 +217,7 @@ class Context:
         self.log_stream_name = function["log_stream"]
         self.identity = Identity()
         self.client_context = client_context(header.get("client_context"))
-        self._deadline_ms = header["deadline_ms"]
+        self._deadline_ms = header["deadline_ms"] + late_ms
 
     def get_remaining_time_in_millis(self):
         return max(int(self._deadline_ms - time.time() * 1000), 0)
@@ -215,10 +244,11 @@ def load(handler):
     module_name, dot, name = handler.rpartition(".")
     if not dot or not module_name:
         raise NotLoaded("Runtime.MalformedHandlerName", "Bad handler '%s': expected module.function" % handler)
+    module_name = module_name.replace("/", ".")
     try:
-        module = importlib.import_module(module_name.replace("/", "."))
+        module = Own.load(module_name) or importlib.import_module(module_name)
     except ImportError as error:
-        message = "Unable to import module '%s': %s" % (module_name, error)
+        message = "Unable to import module '%s': %s" % (handler.rpartition(".")[0], error)
         raise NotLoaded("Runtime.ImportModuleError", message) from error
     except SyntaxError as error:
         message = "Syntax error in module '%s': %s" % (module_name, error)
@@ -227,7 +257,8 @@ def load(handler):
     function = getattr(module, name, None)
     if not callable(function):
         what = "missing on" if function is None else "not a function of"
-        raise NotLoaded("Runtime.HandlerNotFound", "Handler '%s' %s module '%s'" % (name, what, module_name))
+        given = handler.rpartition(".")[0]
+        raise NotLoaded("Runtime.HandlerNotFound", "Handler '%s' %s module '%s'" % (name, what, given))
     return function, takes_context(function)
 
 
@@ -244,21 +275,22 @@ def takes_context(function):
 
 
 def set_environment(env):
-    """Of what is there already nothing is written: each variable that is costs two microseconds and some copies of pages."""
-    env = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    """Of what is there already nothing is written."""
+    wanted = {name.encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape") for name, value in env.items()}
     for name, value in env_written.items():
         if value is None:
-            env.pop(os.fsencode(name), None)
+            wanted.pop(os.fsencode(name), None)
         else:
-            env[os.fsencode(name)] = os.fsencode(value)
-    present = dict(os.environb)
-    for name in present:
-        if name not in env:
-            del os.environb[name]
-    for name, value in env.items():
-        if present.get(name) != value:
-            os.environb[name] = value
-    if present.get(b"TZ") != env.get(b"TZ"):
+            wanted[os.fsencode(name)] = os.fsencode(value)
+    zone = environment.get(b"TZ")
+    for name in [name for name in environment if name not in wanted]:
+        os.unsetenv(name)
+        del environment[name]
+    for name, value in wanted.items():
+        if environment.get(name) != value:
+            os.putenv(name, value)
+            environment[name] = value
+    if zone != wanted.get(b"TZ"):
         time.tzset()
 
 
@@ -278,6 +310,84 @@ def set_logging(logging):
     text = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s\n"
     handler.setFormatter(logging.Formatter(text, "%Y-%m-%dT%H:%M:%S"))
     logging.getLogger().addHandler(handler)
+
+
+class Own(importlib._bootstrap_external.SourceFileLoader):
+    """Loads a module of the function's own. To look for one and to compile it is most of what an import of a few lines takes, and
+    gives the same in each instance of the function: what the first one found, the others are told.
+    """
+
+    # Of modules by name: file, whether it is a package, code.
+    known, kept, keeps, found_on, usual = {}, {}, False, (), []
+
+    def get_code(self, fullname):
+        known = self.known.pop(fullname, None)
+        if known is not None:
+            return known[2]
+        code = super().get_code(fullname)
+        if self.keeps:
+            self.kept[fullname] = self.path, self.is_package(fullname), code
+        return code
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        """What is known, if this is where it was found; else, while that is to be told, what the next finder would give."""
+        if name in cls.known:
+            file, package, _ = cls.known[name]
+            directory = file.rpartition("/")[0]
+            place = directory.rpartition("/")[0] if package else directory
+            if sys.path == cls.found_on if path is None else list(path) == [place]:
+                within = [directory] if package else None
+                return spec_of(name, file, loader=cls(name, file), submodule_search_locations=within)
+        if not cls.keeps:
+            return None
+        spec = path_finder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is source_loader and spec.loader.path.startswith(TASK + "/"):
+            spec.loader = cls(spec.loader.name, spec.loader.path)
+        return spec
+
+    @classmethod
+    def load(cls, name):
+        """What `import name` would give, if it is known and there is nobody whom that would ask before; a third of it is the asking."""
+        if name not in cls.known or "." in name or name in sys.modules or sys.meta_path != cls.usual:
+            return None
+        file, package, code = cls.known[name]
+        if package or sys.path != cls.found_on:
+            return None
+        spec = importlib._bootstrap.ModuleSpec(name, cls(name, file), origin=file)
+        spec._set_fileattr = spec._initializing = True
+        module = importlib._bootstrap.module_from_spec(spec)
+        # It would get those of this file.
+        module.__dict__["__builtins__"] = vars(builtins)
+        sys.modules[name] = module
+        try:
+            exec(code, module.__dict__)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        finally:
+            spec._initializing = False
+        # Which may have put another one in its place.
+        return sys.modules[name]
+
+    @classmethod
+    def begin(cls, known, keeps):
+        """From now on modules are found so; `keeps` what is found for others."""
+        cls.known = {name: module for name, *module in unpack(known)} if known else {}
+        cls.keeps, cls.found_on = keeps, list(sys.path)
+        if (known or keeps) and path_finder in sys.meta_path:
+            # What is built in goes before what is on the path.
+            sys.meta_path.insert(sys.meta_path.index(path_finder), cls)
+        cls.usual = [LoggingFinder] * (LoggingFinder in sys.meta_path) + before_path + [cls, path_finder]
+
+    @classmethod
+    def end(cls):
+        """What was kept, for `begin` of another instance."""
+        if cls in sys.meta_path:
+            sys.meta_path.remove(cls)
+        kept = pack([(name, *module) for name, module in cls.kept.items()]) if cls.keeps else b""
+        cls.known, cls.kept, cls.keeps = {}, {}, False
+        return kept if len(kept) <= MAX_CODE else b""
 
 
 class LoggingFinder:
@@ -309,8 +419,9 @@ def watch_logging():
         sys.meta_path.insert(0, LoggingFinder)
 
 
-def become(init, standard, task):
+def become(init, standard, task, code=b""):
     """Becomes a function; returns it, or None when it could not be loaded, and the frame that says so."""
+    global late_ms
     start = time.perf_counter()
     set_environment(init["env"])
     sys.path[:] = search_path(standard, task)
@@ -323,6 +434,7 @@ def become(init, standard, task):
         os.chdir(task)
     except OSError:
         os.chdir("/tmp")
+    Own.begin(code, init.get("keep"))
     try:
         handler, with_context = load(init["handler"])
     except NotLoaded as error:
@@ -330,8 +442,9 @@ def become(init, standard, task):
         return None, (b"E", failure(kind, message, "", stack))
     except Exception as error:
         return None, (b"E", describe(error, ""))
-    took = int((time.perf_counter() - start) * 1e6)
-    return (handler, with_context, init["function"]), (b"R", b'{"init_us": %d}' % took)
+    took = time.perf_counter() - start
+    late_ms = took * 1000
+    return (handler, with_context, init["function"]), (b"R", b'{"init_us": %d}' % (took * 1e6))
 
 
 def take(fd, standard):
@@ -339,12 +452,17 @@ def take(fd, standard):
     kind, payload = receive(fd)
     if kind != b"I":
         raise Gone
-    init = loads(payload)
+    end = 4 + int.from_bytes(payload[:4], "little")
+    init = loads(payload[4:end])
     before = set(sys.modules) if init.get("tell") else None
-    function, reply = become(init, standard, TASK)
-    if before is not None and function is not None:
-        reply = b"R", tell(reply[1], before)
-    send(fd, *reply)
+    function, reply = become(init, standard, TASK, payload[end:])
+    kept = Own.end()
+    kind, text = reply
+    if function is None:
+        send(fd, kind, text)
+    else:
+        text = text if before is None else tell(text, before)
+        send(fd, kind, len(text).to_bytes(4, "little"), text, kept)
     return function
 
 
@@ -375,25 +493,23 @@ def rehearse(standard):
 
     What a forked process writes to for the first time costs a page fault, and those are most of what a first answer takes.
     """
-    file = REHEARSAL + "/_sock_rehearsal.py"
-    text = "def handler(event, context):\n    return [event, context.aws_request_id]\n"
-    names = ("name", "version", "log_group", "log_stream")
-    function = dict(dict.fromkeys(names, ""), memory_mb=128)
-    init = {"handler": "_sock_rehearsal.handler", "env": dict(os.environ), "function": function}
-    header = {"request_id": "", "arn": "", "deadline_ms": 0}
+    if not rehearsed:
+        # In a zygote, for all its children.
+        file, text = REHEARSAL + "/_sock_rehearsal.py", "def handler(event, context):\n    return [event, context.aws_request_id]\n"
+        function = dict(dict.fromkeys(("name", "version", "log_group", "log_stream"), ""), memory_mb=128)
+        env = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
+        rehearsed["init"] = as_is({"handler": "_sock_rehearsal.handler", "env": env, "function": function}).encode()
+        rehearsed["code"] = pack([("_sock_rehearsal", file, False, compile(text, file, "exec"))])
     try:
         os.mkdir(REHEARSAL)
-        with open(file, "w") as module:
-            module.write(text)
-        # Through text and back, as what the gateway sends is.
-        ready, _ = become(loads(as_is(init)), standard, REHEARSAL)
-        invoke(ready, header, b'{"rehearsal": [1, 2.5, null]}')
+        ready, _ = become(loads(rehearsed["init"]), standard, REHEARSAL, rehearsed["code"])
+        invoke(ready, loads(b'{"request_id": "", "arn": "", "deadline_ms": 0}'), b'{"rehearsal": [1, 2.5, null]}')
         flush()
         os.chdir("/")
-        os.unlink(file)
         os.rmdir(REHEARSAL)
     except Exception:
         pass  # It only warms: the real thing will say what is wrong.
+    Own.end()
     sys.modules.pop("_sock_rehearsal", None)
 
 
@@ -416,7 +532,7 @@ def plain(value):
 as_is, escaped = encoder(ensure_ascii=False, default=plain).encode, encoder(default=plain).encode
 
 
-def marshal(result):
+def rendered(result):
     try:
         return as_is(result).encode()
     except UnicodeEncodeError:
@@ -438,26 +554,29 @@ def invoke(function, header, event):
             raise
         return b"e", describe(error, request_id)
     try:
-        text = marshal(result)
+        text = rendered(result)
     except Exception as error:
         return b"e", failure("Runtime.MarshalError", "Unable to marshal response: %s" % error, request_id)
     return (b"r", text) if len(text) <= MAX_RESULT else (b"e", too_large(request_id))
 
 
 def answer(fd, function, payload):
-    global request_id
+    global request_id, late_ms
     nonce, begin = payload[:NONCE], NONCE + 4
     end = begin + int.from_bytes(payload[NONCE:begin], "little")
     header = loads(payload[begin:end])
     request_id = header["request_id"]
+    if not header.get("early"):
+        late_ms = 0
     kind, text = invoke(function, header, payload[end:])
     flush()
     send(fd, kind, nonce, text)
 
 
-def serve(fd, standard, early):
+def serve(fd, standard, forked):
     send(fd, b"H")
-    if early:
+    if forked:
+        # While it is looked at.
         rehearse(standard)
     function = take(fd, standard)
     while function:
@@ -466,20 +585,19 @@ def serve(fd, standard, early):
             answer(fd, function, payload)
 
 
-def leave(fd):
+def leave():
     """In a process that the handler forked: should it come back from the handler, it has nobody to answer."""
     global answering
-    if answering:
+    if answering and serving is not None:
         answering = False
         null = open_fd("/dev/null", 2)
-        dup2(null, fd, False)
+        dup2(null, serving, False)
         close(null)
 
 
-def settle(fd):
+def settle():
     """Makes the process look the same to a handler, whether it was forked from a zygote or not."""
-    os.set_inheritable(fd, False)
-    os.register_at_fork(after_in_child=lambda: leave(fd))
+    os.register_at_fork(after_in_child=leave)
     # The platform's script (kept: it is in use) is not the function's; multiprocessing would run it in each process.
     global script
     script, sys.modules["__main__"] = sys.modules["__main__"], type(sys)("__main__")
@@ -491,14 +609,12 @@ def settle(fd):
         stream.reconfigure(line_buffering=True)
 
 
-def main(fd, standard, early=False):
-    """Serves until the gateway hangs up or the handler ends the process; returns the exit code.
-
-    `early`: there is no request yet.
-    """
+def main(fd, standard, forked=False):
+    """Serves until the gateway hangs up or the handler ends the process, which was settled; returns the exit code."""
+    global serving
+    serving = fd
     try:
-        settle(fd)
-        serve(fd, standard, early)
+        serve(fd, standard, forked)
     except (Gone, BrokenPipeError, ConnectionResetError):
         return 0
     except SystemExit as error:
@@ -524,6 +640,8 @@ def baseline():
 if __name__ == "__main__":
     sys.dont_write_bytecode = True
     code = 1
+    os.set_inheritable(3, False)
+    settle()
     try:
         code = main(3, standard_path())
     finally:

@@ -7,7 +7,7 @@ calls library code, it only imports; a thread that an import left behind makes i
 A child becomes an instance, or another zygote, which imports more: its slot's user and PID namespace are then its own, and slots
 that are made in those are owned by it.
 
-Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER", "spare NUMBER" or
+Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER" or
 "zygote NUMBER" with descriptors, see `FORK`; and ours, "ended NUMBER STATUS", when that child is dead), 4 the control
 socket (frames, with the gateway).
 """
@@ -43,19 +43,22 @@ FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", 
 # Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
 ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
 UID = 1000
+# What children use of what is mapped from the first line on: kinds of access, beginnings of names.
+CODE = {"r-xp": 5, "r--p": 1}
+MAPPED = ("python3", "libpython3", "libc.so", "libc-", "ld-linux", "ld-2")
 
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
 PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER = 4, 24, 28, 36
 # Uid 0 gets no capabilities by an exec, for good: SECBIT_NOROOT and its lock.
 NO_ROOT = 3
-SYS_CAPSET, SYS_SECCOMP, SYS_RSEQ = {"x86_64": (126, 317, 334), "aarch64": (91, 277, 293)}[os.uname().machine]
-# x86_64 only, as the native fork is.
-SYS_ARCH_PRCTL, ARCH_GET_FS = 158, 0x1003
+ARCH_GET_FS = 0x1003
+# Numbers of system calls on x86_64, the only processor that the native fork is written for.
+SYS = dict(close=3, rt_sigprocmask=14, umask=95, setsid=112, setgroups=116, setresuid=117, setresgid=119, capset=126,
+           prctl=157, arch_prctl=158, openat=257, signalfd4=289, dup3=292, setns=308, seccomp=317, rseq=334, close_range=436)
 
 libc = ctypes.CDLL(None, use_errno=True)
-# Looked up now, while there is time: after a fork each first use would cost page faults.
-setns, prctl, syscall = libc.setns, libc.prctl, libc.syscall
+syscall = libc.syscall
 syscall.restype = ctypes.c_long
 # PyOS_BeforeFork and its kin are os.fork()'s, around a fork that is not its own.
 before_fork, after_in_parent, after_in_child = [
@@ -63,6 +66,7 @@ before_fork, after_in_parent, after_in_child = [
 ]
 for function in (before_fork, after_in_parent, after_in_child):
     function.argtypes, function.restype = [], None
+# For the steps of a child, which are addresses: kept for as long as there may be one.
 capability_header = (ctypes.c_uint32 * 2)(0x20080522, 0)
 no_capabilities = (ctypes.c_uint32 * 6)()
 
@@ -86,9 +90,26 @@ class CloneArguments(ctypes.Structure):
         "set_tid_size", "cgroup")]
 
 
+class Step(ctypes.Structure):
+    """A system call that a child makes before anything else."""
+
+    _fields_ = [("number", ctypes.c_long), ("arguments", ctypes.c_long * 6)]
+
+
+class Fork(ctypes.Structure):
+    """See isolation/src/enter.rs."""
+
+    _fields_ = [("args", ctypes.c_void_p)] + [(name, ctypes.c_long) for name in ("args_size", "user", "pids")] + [
+        ("fork", ctypes.c_void_p), ("child", ctypes.c_long), ("first", ctypes.c_void_p), ("end", ctypes.c_void_p),
+        ("failed", ctypes.c_void_p), ("error", ctypes.c_long)]
+
+
 CLONE_VM, CLONE_VFORK, CLONE_INTO_CGROUP = 0x100, 0x4000, 0x200000000
-clone_arguments = CloneArguments(flags=CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP, exit_signal=signal.SIGCHLD)
-forked = ctypes.c_long()
+# The helper's end is no child's: it sends no signal.
+WALL = 0x40000000
+clone_arguments = CloneArguments(flags=CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP)
+fork_arguments = Fork(args=ctypes.addressof(clone_arguments), args_size=ctypes.sizeof(clone_arguments),
+                      fork=ctypes.cast(libc.fork, ctypes.c_void_p).value)
 
 
 def load_fork():
@@ -102,10 +123,8 @@ def load_fork():
     os.close(fd)
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError("cannot map the code of the fork: there is none for this processor, or no memory")
-    kinds = [ctypes.POINTER(CloneArguments), ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
-             ctypes.POINTER(ctypes.c_long)]
     # With the interpreter's lock held all the way.
-    return ctypes.PYFUNCTYPE(ctypes.c_long, *kinds)(address)
+    return ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.POINTER(Fork))(address)
 
 
 def find_rseq():
@@ -116,42 +135,118 @@ def find_rseq():
     except ValueError:
         return None
     pointer = ctypes.c_ulong()
-    if not size or syscall(SYS_ARCH_PRCTL, ARCH_GET_FS, ctypes.byref(pointer)) < 0:
+    if not size or syscall(SYS["arch_prctl"], ARCH_GET_FS, ctypes.byref(pointer)) < 0:
         return None
     return pointer.value + offset, max(32, size)
 
 
-def register_rseq():
-    """Again, in the child: the helper shared the zygote's memory, and a process that does so loses it. Without, the C library
-    would go on believing that it runs on the processor where the zygote forked."""
-    if rseq is not None:
-        check(syscall(SYS_RSEQ, ctypes.c_void_p(rseq[0]), rseq[1], 0, 0x53053053), "rseq")
-
-
 enter_and_fork = load_fork()
 rseq = find_rseq()
-fork_of_libc = ctypes.cast(libc.fork, ctypes.c_void_p)
 
 
-def fork_into(fds):
-    """As os.fork(), with the child in the slot's cgroup, user and PID namespace."""
-    clone_arguments.cgroup = fds["group"]
-    # A helper that is killed on its way leaves this.
-    forked.value = -errno.ESRCH
-    before_fork()
-    helper = enter_and_fork(ctypes.byref(clone_arguments), ctypes.sizeof(clone_arguments), fds["user"], fds["pid"],
-                            fork_of_libc, ctypes.byref(forked))
-    if helper == 0:
-        register_rseq()
-        after_in_child()
-        return 0
-    after_in_parent()
-    if helper > 0:
-        os.waitpid(helper, 0)
-    if helper < 0 or forked.value < 0:
-        number = -helper if helper < 0 else -forked.value
-        raise OSError(number, "fork into a slot: %s" % os.strerror(number))
-    return forked.value
+class Steps:
+    """The steps of a kind of child, made ahead: a fork only fills in its descriptors."""
+
+    def __init__(self, calls):
+        self.calls, self.places = calls, []
+        self.array = (Step * len(calls))()
+        for step, (name, *arguments) in zip(self.array, calls):
+            step.number = SYS[name]
+            for at, argument in enumerate(arguments):
+                if argument in FORK:
+                    self.places.append((step.arguments, at, argument))
+                else:
+                    step.arguments[at] = address(argument)
+
+    def go(self, fds):
+        """As os.fork(), with the child in the slot's cgroup, user and PID namespace; and past its steps."""
+        for arguments, at, name in self.places:
+            arguments[at] = fds[name]
+        clone_arguments.cgroup = fds["group"]
+        fork_arguments.user, fork_arguments.pids = fds["user"], fds["pid"]
+        fork_arguments.first = ctypes.addressof(self.array)
+        fork_arguments.end = fork_arguments.first + ctypes.sizeof(self.array)
+        # A helper that is killed on its way leaves this.
+        fork_arguments.child = -errno.ESRCH
+        before_fork()
+        helper = enter_and_fork(fork_arguments)
+        if helper == 0:
+            after_in_child()
+            return 0
+        after_in_parent()
+        if helper > 0:
+            os.waitpid(helper, WALL)
+        if helper < 0 or fork_arguments.child < 0:
+            number = -helper if helper < 0 else -fork_arguments.child
+            raise OSError(number, "fork into a slot: %s" % os.strerror(number))
+        return fork_arguments.child
+
+    def check(self):
+        """In the child: whether it went past all of them."""
+        if fork_arguments.failed:
+            number = -fork_arguments.error
+            at = (fork_arguments.failed - ctypes.addressof(self.array)) // ctypes.sizeof(Step)
+            raise OSError(number, "%s: %s" % (self.calls[at], os.strerror(number)))
+
+
+def address(argument):
+    """What a system call gets for it."""
+    if isinstance(argument, int):
+        return argument
+    if isinstance(argument, ctypes.c_char_p):
+        return ctypes.cast(argument, ctypes.c_void_p).value
+    return ctypes.addressof(argument)
+
+
+def entering():
+    """The calling process, a fresh child, moves into the rest of the slot.
+
+    First of all the C library's rseq(2) area is registered again: the helper shared the zygote's memory, and a process that does so loses
+    it. Without, the C library would go on believing that it runs on the processor where the zygote forked.
+    """
+    steps = [("rseq", *rseq, 0, 0x53053053)] if rseq is not None else []
+    return steps + [("setns", name, CLONE[name]) for name in ("net", "ipc", "uts", "cgroup", "mnt")]
+
+
+def dropping(uid):
+    """Gives up everything, for good. A zygote stays the root of its user namespace, by number only."""
+    steps = [("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0) for capability in capabilities]
+    steps += [("setgroups", 0, 0), ("setresgid", uid, uid, uid), ("setresuid", uid, uid, uid)]
+    if uid == 0:
+        steps.append(("prctl", PR_SET_SECUREBITS, NO_ROOT, 0, 0, 0))
+    steps.append(("capset", capability_header, no_capabilities))
+    if uid != 0:
+        steps.append(("seccomp", 1, 0, program))
+    # setresuid cleared it, and without it a process cannot read its own /proc/self/environ.
+    return steps + [("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)]
+
+
+def share_code():
+    """Has a fork copy the page tables of the interpreter's and the C library's code and constants, as it does where a process has pages of
+    its own. Else a child would fault for each piece of 64 KB that it uses.
+    """
+    with open("/proc/self/maps") as file:
+        lines = file.readlines()
+    for line in lines:
+        span, access, _, _, _, *name = line.split(None, 5)
+        if access not in CODE or not name or not name[0].rpartition("/")[2].startswith(MAPPED):
+            continue
+        start, end = (int(number, 16) for number in span.split("-"))
+        at, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
+        if libc.mprotect(at, size, 7) == 0:
+            # One byte as it is.
+            ctypes.memmove(start, start, 1)
+            libc.mprotect(at, size, CODE[access])
+
+
+def get_ready():
+    """To fork: makes the steps of children, as what is imported wants them."""
+    global instance_steps, zygote_steps
+    descriptors = after_fork.arrangement(("log", "log", "socket"))
+    rest = [("rt_sigprocmask", UNBLOCK, just_ended, 0, 8), ("setsid",), ("umask", 0o022)]
+    instance_steps = Steps(entering() + descriptors + rest + dropping(UID))
+    descriptors = after_fork.arrangement(("log", "log", "socket", "control"), (ended,))
+    zygote_steps = Steps(entering() + descriptors + [("setsid",)] + dropping(0))
 
 
 def check(result, call):
@@ -160,69 +255,30 @@ def check(result, call):
         raise OSError(number, "%s: %s" % (call, os.strerror(number)))
 
 
-def enter(fds):
-    """Moves the calling process, a fresh child, into the rest of the slot."""
-    for name in ("net", "ipc", "uts", "cgroup", "mnt"):
-        check(setns(fds[name], CLONE[name]), "setns " + name)
-
-
-def drop(uid):
-    """Gives up everything, for good. A zygote stays the root of its user namespace, by number only."""
-    for capability in capabilities:
-        check(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl PR_CAPBSET_DROP")
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    if uid == 0:
-        check(prctl(PR_SET_SECUREBITS, NO_ROOT, 0, 0, 0), "prctl PR_SET_SECUREBITS")
-    check(syscall(SYS_CAPSET, capability_header, no_capabilities), "capset")
-    if uid != 0:
-        check(syscall(SYS_SECCOMP, 1, 0, ctypes.byref(program)), "seccomp")
-    # setresuid cleared it, and without it a process cannot read its own /proc/self/environ.
-    check(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl PR_SET_DUMPABLE")
-
-
-def let_go(log, socket):
-    """Of what was the zygote's: its children's ends, and its descriptors."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    after_fork.arrange((log, log, socket))
-    # The object would close the number, which is the instance's socket now.
-    channel.detach()
-
-
-def child(fds, early):
+def child():
     """The rest of the life of a forked process."""
     try:
-        enter(fds)
-        let_go(fds["log"], fds["socket"])
-        os.setsid()
-        os.umask(0o022)
-        drop(UID)
+        instance_steps.check()
+        # The object would close the number, which is the instance's socket now.
+        channel.detach()
         after_fork.mend()
     except BaseException as error:
         os.write(2, ("sock: zygote: failed to become an instance: %r\n" % error).encode())
         os._exit(1)
     code = 1
     try:
-        code = instance.main(3, standard, early)
+        code = instance.main(3, standard, True)
     finally:
         # Whatever happens, it does not come back as a second zygote. By a name that no handler has replaced.
         instance.leave_now(code)
 
 
-def begin_again(fds):
+def begin_again():
     """Makes a forked process a zygote that has imported what this one has."""
     try:
-        enter(fds)
-        after_fork.arrange((fds["log"], fds["log"], fds["socket"], fds["control"]), (woken, wake))
-        for name, end in zip((woken, wake), os.pipe2(os.O_CLOEXEC)):
-            os.dup2(end, name, False)
-            os.close(end)
-        os.set_blocking(wake, False)
-        os.setsid()
-        drop(0)
+        zygote_steps.check()
         children.clear()
+        instance.held.clear()
         adopt()
         instance.send(CONTROL, b"H")
     except BaseException as error:
@@ -231,8 +287,7 @@ def begin_again(fds):
 
 
 def fork():
-    """Takes one datagram off the fork channel: "fork" for a request that waits, "spare" when none does yet, "zygote" for another
-    one. Whether this is the other one now."""
+    """Takes one datagram off the fork channel: "fork" for an instance, "zygote" for another zygote. Whether this is the other one now."""
     message, control, _, _ = channel.recvmsg(32, socket.CMSG_SPACE(4 * len(FORK)))
     numbers = []
     for _, _, data in control:
@@ -242,15 +297,16 @@ def fork():
     kind, _, name = message.partition(b" ")
     try:
         expected = len(FORK) if kind == b"zygote" else len(FORK) - 1
-        if kind in (b"fork", b"spare", b"zygote") and len(numbers) == expected and safe:
+        if kind in (b"fork", b"zygote") and len(numbers) == expected and safe:
             fds = dict(zip(FORK, numbers))
-            pid = fork_into(fds)
+            steps = zygote_steps if kind == b"zygote" else instance_steps
+            pid = steps.go(fds)
             if pid == 0:
                 if kind == b"zygote":
-                    begin_again(fds)
+                    begin_again()
                     numbers = ()
                     return True
-                child(fds, kind == b"spare")
+                child()
             children[pid] = name
     except OSError as error:
         sys.stderr.write("sock: zygote: %s\n" % error)
@@ -284,13 +340,14 @@ def reap():
 
 def adopt():
     """The helper's children are this process's when the helper is gone."""
-    check(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")
+    check(syscall(SYS["prctl"], PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")
 
 
-def watch_children():
-    """The end of a child wakes the loop. Again after imports, which may have set the signal to something else."""
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+def watch_children(watched):
+    """The end of a child makes `ended` readable, while the signal is blocked. It is not during imports, which may start programs: those
+    would have it blocked as well.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK if watched else signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
 def threads():
@@ -339,6 +396,7 @@ def keep_path():
 def rehearse():
     """Goes the way of a child once: what is made on that way, and code that has run, its children then have from here."""
     environment, path, directory = dict(os.environ), list(sys.path), os.getcwd()
+    instance.rehearsed.clear()
     instance.rehearse(standard)
     os.environ.clear()
     os.environ.update(environment)
@@ -382,7 +440,9 @@ def import_all(imports):
         for entry in imports:
             import_one(entry["module"], entry["names"], errors)
 
+    watch_children(False)
     recorder.record(action)
+    watch_children(True)
     random_noted()
     strangers = threads()
     safe = not strangers
@@ -393,8 +453,10 @@ def import_all(imports):
     instance.flush()
     gc.collect()
     fill_holes()
-    watch_children()
     after_fork.settle(open_before)
+    get_ready()
+    # Of those that ended meanwhile nobody has heard.
+    reap()
     gc.freeze()
     files = [instance.file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
@@ -423,7 +485,7 @@ def control():
 
 def loop():
     poll = select.poll()
-    for fd in (FORK_CHANNEL, CONTROL, woken):
+    for fd in (FORK_CHANNEL, CONTROL, ended):
         poll.register(fd, select.POLLIN)
     while True:
         for fd, _ in poll.poll():
@@ -434,7 +496,7 @@ def loop():
             elif fd == CONTROL:
                 control()
             else:
-                os.read(woken, 4096)
+                os.read(ended, 128)
                 reap()
 
 
@@ -445,9 +507,13 @@ adopt()
 channel = socket.socket(fileno=FORK_CHANNEL)
 # Of living children: what the launcher calls them.
 children = {}
-woken, wake = os.pipe()
-os.set_blocking(wake, False)
-watch_children()
+instance.settle()
+just_ended, UNBLOCK = ctypes.c_uint64(1 << signal.SIGCHLD - 1), 1
+ended = syscall(SYS["signalfd4"], -1, ctypes.byref(just_ended), 8, os.O_CLOEXEC | os.O_NONBLOCK)
+check(ended, "signalfd4")
+watch_children(True)
+share_code()
+get_ready()
 
 if __name__ == "__main__":
     try:

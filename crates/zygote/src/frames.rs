@@ -23,7 +23,7 @@ pub type Nonce = [u8; 16];
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// To an instance: [`Init`].
+    /// To an instance: what it becomes. See [`init`].
     Init,
     /// To an instance: an invocation. See [`invoke`].
     Invoke,
@@ -31,7 +31,7 @@ pub enum Kind {
     Import,
     /// From an instance: it has dropped everything and waits. Empty.
     Hello,
-    /// From an instance: the handler is imported. [`Ready`].
+    /// From an instance: the handler is imported. [`Ready`], and code for other instances of the same function. See [`with_code`].
     Ready,
     /// From an instance: the handler could not be imported. [`Failure`].
     InitError,
@@ -85,6 +85,24 @@ pub fn encode(kind: Kind, payload: &[u8]) -> Result<Vec<u8>, FrameError> {
     frame.extend((payload.len() as u32).to_le_bytes());
     frame.extend(payload);
     Ok(frame)
+}
+
+/// The payload of a [`Kind::Init`]: [`Init`], and the code that came with [`Kind::Ready`] of an earlier instance of the same function, or
+/// none. See [`with_code`].
+pub fn init(init: &Init, code: &[u8]) -> Vec<u8> {
+    let header = serde_json::to_vec(init).unwrap_or_default();
+    let mut payload = Vec::with_capacity(4 + header.len() + code.len());
+    payload.extend((header.len() as u32).to_le_bytes());
+    payload.extend(header);
+    payload.extend(code);
+    payload
+}
+
+/// What a payload with code holds: text, and code. It begins with the length of the text as 32 bits little-endian. The code is the function's own
+/// modules that were imported, compiled; opaque to everybody but the interpreter. `None` if it ends before the text does.
+pub fn with_code(payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = payload.split_first_chunk()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
 }
 
 /// The payload of an invocation: the nonce, the header's length as 32 bits little-endian, the header as JSON, the event as it
@@ -153,6 +171,9 @@ pub struct Init {
     /// Whether [`Ready::imported`] is wanted.
     #[serde(default)]
     pub tell: bool,
+    /// Whether code is to come with [`Kind::Ready`].
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// What a handler's context object tells about its function.
@@ -182,6 +203,9 @@ pub struct InvokeHeader {
     /// The client context, JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_context: Option<String>,
+    /// Whether it was sent along with [`Kind::Init`]: then the time that the handler's import takes is added to the deadline.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early: bool,
 }
 
 /// What a zygote is to import.
@@ -254,8 +278,13 @@ mod tests {
     #[test]
     fn an_answer_belongs_to_one_invocation() {
         let (now, before) = ([7; 16], [6; 16]);
-        let header =
-            InvokeHeader { request_id: "1".into(), deadline_ms: 2, arn: "a".into(), client_context: None };
+        let header = InvokeHeader {
+            request_id: "1".into(),
+            deadline_ms: 2,
+            arn: "a".into(),
+            client_context: None,
+            early: false,
+        };
         assert_eq!(invoke(&now, &header, b"{}")[..16], now);
         assert_eq!(answer(&now, &[&now[..], b"{}"].concat()), Ok(&b"{}"[..]));
         assert_eq!(answer(&now, &now), Ok(&b""[..]));

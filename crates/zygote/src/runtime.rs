@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sock_isolation::{Role, bpf, enter, seccomp};
+use sock_isolation::{bpf, enter, seccomp};
 
 /// Where the files are, inside.
 pub const DIRECTORY: &str = "/sock/runtime";
@@ -13,7 +13,7 @@ pub const DIRECTORY: &str = "/sock/runtime";
 /// All that a container's root has to have, by absolute path inside: the Python files, the native part of the fork
 /// ([`sock_isolation::enter`]), and the filter that a forked child installs.
 pub fn files() -> Vec<(PathBuf, Vec<u8>)> {
-    let filter = bpf::to_bytes(seccomp::filter(Role::Instance));
+    let filter = bpf::to_bytes(seccomp::after_zygote());
     let native = [("_sock_fork.bin", enter::code().to_vec()), ("_sock_filter.bpf", filter)];
     let python = PYTHON.iter().map(|(name, text)| (*name, text.as_bytes().to_vec()));
     python.chain(native).map(|(name, contents)| (Path::new(DIRECTORY).join(name), contents)).collect()

@@ -178,7 +178,7 @@ def when_idle(action):
     main = threading.main_thread().ident
 
     def wait():
-        while sys._current_frames()[main].f_code.co_name != "read_exactly":
+        while sys._current_frames()[main].f_code.co_name != "read_more":
             time.sleep(0.001)
         action()
 

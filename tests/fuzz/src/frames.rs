@@ -76,15 +76,31 @@ fn is_finished(bytes: &[u8]) -> bool {
 /// Reads a payload as its receiver does.
 fn understand(kind: Kind, payload: &[u8]) {
     match kind {
-        Kind::Init => same::<Init>(payload),
+        Kind::Init => drop(with_code(payload).map(init)),
         Kind::Import => same::<ImportList>(payload),
-        Kind::Ready => same::<Ready>(payload),
+        Kind::Ready => drop(with_code(payload).map(|(text, _)| same::<Ready>(text))),
         Kind::InitError => same::<Failure>(payload),
         Kind::Error => own_answer(payload).map_or((), same::<Failure>),
         Kind::Facts => same::<Facts>(payload),
         Kind::Result => drop(own_answer(payload)),
         Kind::Invoke | Kind::Hello => {}
     }
+}
+
+/// Text and code: all of the payload but its length.
+fn with_code(payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    let parts = frames::with_code(payload);
+    if let Some((text, code)) = parts {
+        assert_eq!([text, code].concat(), payload[4..]);
+    }
+    parts
+}
+
+fn init((text, code): (&[u8], &[u8])) {
+    let Ok(value) = serde_json::from_slice::<Init>(text) else { return };
+    let payload = frames::init(&value, code);
+    let (again, same) = frames::with_code(&payload).expect("what was made can be taken apart");
+    assert_eq!((serde_json::from_slice(again).ok(), same), (Some(value), code));
 }
 
 /// What a payload answers to the invocation under way.

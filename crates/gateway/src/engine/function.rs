@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sock_isolation::Limits;
 use sock_pkgcache::{DistName, View, ViewEntry};
-use sock_zygote::frames::{FunctionInfo, Init};
+use sock_zygote::frames::{self, FunctionInfo, Init};
 use sock_zygote::scan::{Source, Sources, scan};
 use sock_zygote::{Candidate, Distribution, Import, Lock};
 
@@ -20,6 +20,8 @@ pub(crate) struct Prepared {
     pub(crate) candidate: Candidate,
     pub(crate) imports: Vec<Import>,
     pub(crate) init: Init,
+    /// Its own modules compiled, as the first instance sent them. Later ones need not look for them.
+    pub(crate) code: OnceLock<Vec<u8>>,
     pub(crate) limits: Limits,
     /// Name of its view at the launcher.
     pub(crate) view: Option<String>,
@@ -56,14 +58,15 @@ impl Prepared {
         let candidate = Candidate { lock, env: env.clone(), own };
         let requires = view.map(|view| requires(view, data)).unwrap_or_default();
         let view = view.map(|view| view.id.to_string());
-        let init = Init { handler: function.handler.clone(), env, function: info, tell: false };
-        Self { function, candidate, imports, init, limits, view, requires }
+        let init = Init { handler: function.handler.clone(), env, function: info, tell: false, keep: false };
+        let code = OnceLock::new();
+        Self { function, candidate, imports, init, code, limits, view, requires }
     }
 
-    /// What an instance is sent to become the function, and whether it shall tell what that imported.
-    pub(crate) fn init(&self, tell: bool) -> Result<Vec<u8>, String> {
-        let init = Init { tell, ..self.init.clone() };
-        serde_json::to_vec(&init).map_err(|error| error.to_string())
+    /// What an instance is sent to become the function: whether it shall tell what that imported, and keep what it compiled.
+    pub(crate) fn init(&self, tell: bool, keep: bool) -> Vec<u8> {
+        let init = Init { tell, keep, ..self.init.clone() };
+        frames::init(&init, self.code.get().map_or(&[], Vec::as_slice))
     }
 
     /// What a zygote of its own would import: what the sources import, and what was seen to be imported `beyond` that.

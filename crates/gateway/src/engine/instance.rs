@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request};
 use sock_isolation::{Command, Role};
-use sock_zygote::frames::{Kind, Ready};
+use sock_zygote::frames::{self, Kind, Nonce, Ready};
 use sock_zygote::runtime::{self, Entry};
 
 use super::ending::{Ended, ended};
@@ -19,12 +19,18 @@ use super::function::Prepared;
 use super::launcher::Launcher;
 use super::process::{Output, Peer, PeerError};
 use super::zygotes::{Using, Zygote};
-use super::{ATTEMPTS, Engine, START, failed};
-use crate::runner::{Function, InvocationResult, Outcome, Phases, StartKind};
+use super::{ATTEMPTS, Engine, START, ask, failed};
+use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, StartKind};
 
-/// The end of an instance that is of no use any more takes a millisecond or two of the processors, which the answer that it gave last is
-/// just being sent by.
+/// The end of an instance that is of no use any more, which begins when its socket is closed, takes a millisecond or two of the processors,
+/// which the answer that it gave last is just being sent by.
 const LATER: Duration = Duration::from_millis(5);
+
+/// The longest event that is sent together with the function, bytes: it waits in the socket meanwhile, which has room for more.
+const EARLY: usize = 64 << 10;
+
+/// The most that is kept of a function's compiled modules, bytes. An instance that has more sends none.
+const MAX_CODE: usize = 64 << 10;
 
 /// The launcher's numbers start at 1; this stands for an instance that was destroyed by hand.
 const GONE: InstanceId = 0;
@@ -82,6 +88,14 @@ impl Instance {
         wire::memory_used(std::str::from_utf8(&text[..length]).ok()?)
     }
 
+    /// Ends it when the answer that it gave last has been sent.
+    pub(super) fn end_later(self) {
+        tokio::spawn(async move {
+            tokio::time::sleep(LATER).await;
+            drop(self);
+        });
+    }
+
     fn write(&self, text: &str) -> bool {
         self.freezer.as_ref().is_some_and(|mut file| file.write_all(text.as_bytes()).is_ok())
     }
@@ -90,9 +104,17 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if self.id != GONE {
-            self.launcher.tell_after(LATER, Request::Destroy { instance: self.id });
+            self.launcher.tell(Request::Destroy { instance: self.id });
         }
     }
+}
+
+/// A new instance that has imported its handler.
+pub(super) struct Started {
+    pub(super) instance: Instance,
+    pub(super) kind: StartKind,
+    /// It was sent the invocation already, and this is what its answer begins with.
+    pub(super) asked: Option<Nonce>,
 }
 
 /// Why there is no instance, and where the one that failed came from.
@@ -120,28 +142,20 @@ pub(super) enum StartError {
 }
 
 impl Engine {
+    /// Gets a process for the function, has it import the handler, and may send it the invocation with that.
     pub(super) async fn start_for(
         &self,
         function: &Arc<Function>,
+        invocation: &Invocation,
         phases: &mut Phases,
-    ) -> Result<(Instance, StartKind), StartFailure> {
+    ) -> Result<Started, StartFailure> {
         let prepared = self.prepared(function).await?;
-        self.start_instance(&prepared, phases).await
-    }
-
-    /// Gets a process for the function and has it import the handler.
-    pub(super) async fn start_instance(
-        &self,
-        prepared: &Prepared,
-        phases: &mut Phases,
-    ) -> Result<(Instance, StartKind), StartFailure> {
         let (begin, begun) = (Instant::now(), Instant::now());
-        let function = &prepared.function;
         let mut attempt = 1;
         let (mut instance, kind, zygote) = loop {
             let forking = !function.fresh && attempt < ATTEMPTS;
-            let zygote = forking.then(|| self.choose(prepared)).flatten();
-            match self.obtain(prepared, zygote.clone()).await {
+            let zygote = forking.then(|| self.choose(&prepared)).flatten();
+            match self.obtain(&prepared, zygote.clone()).await {
                 Ok((instance, kind)) => break (instance, kind, zygote),
                 Err(why) if attempt == ATTEMPTS || function.fresh => return Err(why.into()),
                 // None of the function's code has run.
@@ -151,11 +165,19 @@ impl Engine {
         };
         phases.provision = begin.elapsed();
         let begin = Instant::now();
-        let tell = !function.fresh && self.wants_to_know(prepared, zygote.as_deref());
-        let init = prepared.init(tell)?;
+        let tell = !function.fresh && self.wants_to_know(&prepared, zygote.as_deref());
+        let keep = !function.fresh && prepared.code.get().is_none();
+        let init =
+            frames::encode(Kind::Init, &prepared.init(tell, keep)).map_err(|error| error.to_string())?;
+        // What is kept for other instances is what the import of the handler makes, which has seen no event.
+        let early = !keep && invocation.event.len() <= EARLY;
+        let (asked, message) = match early.then(|| ask(function, invocation, true)) {
+            Some(Ok((nonce, frame))) => (Some(nonce), [init, frame].concat()),
+            _ => (None, init),
+        };
         let limit = START.max(function.timeout);
         let import = async {
-            instance.peer.send(Kind::Init, &init).await?;
+            instance.peer.send_all(&message).await?;
             instance.peer.receive().await
         };
         let imported = tokio::time::timeout(limit, import).await;
@@ -163,11 +185,17 @@ impl Engine {
         let error = match imported {
             Ok(Ok((Kind::Ready, ready))) => {
                 // It may say anything; what it says is about its own function.
-                if tell && let Ok(ready) = serde_json::from_slice::<Ready>(&ready) {
-                    self.note_instance(prepared, zygote.as_deref(), ready.imported);
+                let (ready, code) = frames::with_code(&ready).unwrap_or_default();
+                if tell && let Ok(ready) = serde_json::from_slice::<Ready>(ready) {
+                    self.note_instance(&prepared, zygote.as_deref(), ready.imported);
+                }
+                if keep {
+                    // Or another one was first.
+                    let _ =
+                        prepared.code.set(if code.len() <= MAX_CODE { code.to_vec() } else { Vec::new() });
                 }
                 self.note_start(function, begun.elapsed());
-                return Ok((instance, kind));
+                return Ok(Started { instance, kind, asked });
             }
             Ok(Ok((Kind::InitError, error))) => {
                 StartError::Init { error, output: instance.peer.take_output() }
@@ -218,9 +246,15 @@ impl Engine {
         }
         // Before the request: a zygote with instances is not retired.
         let using = zygote.clone().map(Using::new);
+        let begin = Instant::now();
         let called = self.launcher.call(request).await;
-        let (reply, mut fds) = called.map_err(|error| error.to_string())?;
-        let Reply::Instance { instance: id, spare, checked } = reply else {
+        let (reply, mut fds) = called.map_err(|error| {
+            if let Some(zygote) = zygote.as_ref().filter(|_| begin.elapsed() >= START) {
+                self.zygotes.discard(zygote);
+            }
+            error.to_string()
+        })?;
+        let Reply::Instance { instance: id, spare } = reply else {
             return Err("the launcher answered something else".into());
         };
         let kind = match (&zygote, spare) {
@@ -228,7 +262,8 @@ impl Engine {
             (Some(_), false) => StartKind::Zygote,
             (None, _) => StartKind::Cold,
         };
-        let looked_at = if checked { fds.split_off(2.min(fds.len())) } else { Vec::new() };
+        // Zygotes' children were looked at before they were handed out.
+        let looked_at = fds.split_off(2.min(fds.len()));
         let peer = Peer::new(fds).map_err(|error| {
             self.launcher.tell(Request::Destroy { instance: id });
             error.to_string()

@@ -106,16 +106,8 @@ impl Launcher {
 
     /// Sends a request whose answer nobody needs.
     pub(crate) fn tell(&self, request: Request) {
-        self.tell_after(Duration::ZERO, request);
-    }
-
-    /// The same in a while.
-    pub(crate) fn tell_after(&self, pause: Duration, request: Request) {
         let launcher = self.clone();
         tokio::spawn(async move {
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
             if let Err(error) = launcher.call(request).await {
                 tracing::warn!(%error, "the launcher did not do as told");
             }

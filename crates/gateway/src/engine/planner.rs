@@ -17,7 +17,7 @@ use sock_zygote::{Import, Lock, sound};
 
 use super::function::Prepared;
 use super::learnt::{Learnt, now};
-use super::zygotes::{Wish, Zygote};
+use super::zygotes::{SLOTS, Wish, Zygote};
 use super::{Engine, lock};
 use crate::runner::Function;
 
@@ -42,6 +42,9 @@ const SPARE_SECONDS: f64 = 0.05;
 
 /// Spares of one zygote. More are forked on demand.
 const SPARES: u32 = 16;
+
+/// Slots of one zygote, of about 400 KB each. The launcher keeps no more.
+const MOST_SLOTS: u32 = 64;
 
 /// The budget where the operator names none: a quarter of the machine's memory.
 pub(crate) fn default_budget() -> u64 {
@@ -398,8 +401,10 @@ impl Engine {
     pub(crate) fn keep_spares(&self) {
         for zygote in self.zygotes.running() {
             let expected = lock(&self.planner.expected).get(&zygote.spec).copied().unwrap_or_default();
-            let rate = expected.rate.max(zygote.recent());
-            self.zygotes.keep(&zygote, tree::spares(rate, SPARE_SECONDS, SPARES), expected.serves);
+            let (recent, burst) = zygote.recent();
+            let spares = tree::spares(expected.rate.max(recent), SPARE_SECONDS, SPARES);
+            let slots = if expected.serves { tree::slots(burst, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
+            self.zygotes.keep(&zygote, spares, slots);
         }
     }
 

@@ -95,10 +95,14 @@ impl Peer {
         Ok(())
     }
 
-    /// Sends a frame. Reads output meanwhile: a process that waits for room in its log reads nothing.
+    /// Sends a frame.
     pub(crate) async fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<(), PeerError> {
-        let frame = frames::encode(kind, payload)?;
-        let mut rest = &frame[..];
+        self.send_all(&frames::encode(kind, payload)?).await
+    }
+
+    /// Sends whole frames. Reads output meanwhile: a process that waits for room in its log reads nothing.
+    pub(crate) async fn send_all(&mut self, frames: &[u8]) -> Result<(), PeerError> {
+        let mut rest = frames;
         let mut buffer = [0; 16 << 10];
         while !rest.is_empty() {
             tokio::select! {

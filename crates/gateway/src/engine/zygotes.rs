@@ -53,8 +53,8 @@ const RETRY: Duration = Duration::from_secs(60);
 /// So many that end by themselves within [`RETRY`] of each other are enough: what its packages do ends it, and another would end as well.
 const ENDS: usize = 3;
 
-/// Slots kept ready for one that serves functions; a burst beyond them waits about a millisecond for each more.
-const SLOTS: u32 = 4;
+/// Slots kept ready for one that serves functions, at first; a burst beyond them waits about a millisecond for each more.
+pub(crate) const SLOTS: u32 = 4;
 
 /// A zygote that there shall be.
 #[derive(Debug, Clone)]
@@ -118,12 +118,14 @@ struct Arrivals {
     looked: Instant,
     forks: u64,
     rate: f64,
+    /// The most within a second, of late.
+    burst: f64,
 }
 
 impl Zygote {
-    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next. Asked more often than each
-    /// second, it tells what it told last.
-    pub(crate) fn recent(&self) -> f64 {
+    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next; and the most within a second.
+    /// Asked more often than each second, it tells what it told last.
+    pub(crate) fn recent(&self) -> (f64, f64) {
         let mut arrivals = lock(&self.arrivals);
         let passed = arrivals.looked.elapsed().as_secs_f64();
         if passed >= 0.9 {
@@ -131,9 +133,10 @@ impl Zygote {
             let now = (forks - arrivals.forks) as f64 / passed;
             let weight = 0.5f64.powf(passed);
             let rate = arrivals.rate * weight + now * (1.0 - weight);
-            *arrivals = Arrivals { looked: Instant::now(), forks, rate };
+            let burst = tree::burst(arrivals.burst, passed, now);
+            *arrivals = Arrivals { looked: Instant::now(), forks, rate, burst };
         }
-        arrivals.rate
+        (arrivals.rate, arrivals.burst)
     }
 
     /// The one that it was forked from.
@@ -369,7 +372,7 @@ impl Zygotes {
                 forks: AtomicU64::new(0),
                 parent,
                 kept: Mutex::new((0, SLOTS)),
-                arrivals: Mutex::new(Arrivals { looked: Instant::now(), forks: 0, rate: 0.0 }),
+                arrivals: Mutex::new(Arrivals { looked: Instant::now(), forks: 0, rate: 0.0, burst: 0.0 }),
                 control,
             });
             running.push(Arc::clone(&zygote));
@@ -383,9 +386,9 @@ impl Zygotes {
         lock(&self.leaving).push(Arc::clone(zygote));
     }
 
-    /// Has so many spares of `zygote` kept, and slots if it serves any function.
-    pub(crate) fn keep(&self, zygote: &Zygote, spares: u32, serves: bool) {
-        let wanted = if zygote.node.facts.safe { (spares, if serves { SLOTS } else { 0 }) } else { (0, 0) };
+    /// Has so many spares of `zygote` kept, and slots.
+    pub(crate) fn keep(&self, zygote: &Zygote, spares: u32, slots: u32) {
+        let wanted = if zygote.node.facts.safe { (spares, slots) } else { (0, 0) };
         let mut kept = lock(&zygote.kept);
         if *kept != wanted {
             *kept = wanted;

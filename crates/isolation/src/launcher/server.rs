@@ -1,7 +1,8 @@
 //! The launcher's process: an event loop over the gateway's socket and the slot builder's.
 //!
 //! * [`start`]: zygotes and single commands;
-//! * [`forks`]: a zygote's pool of slots made ahead, spares in some of them, and instances out of both;
+//! * [`forks`]: a zygote's pool of slots made ahead, and what asks it for children;
+//! * [`forking`]: those until they are known to be confined, spares or instances then;
 //! * [`inspect`]: what is looked at from outside, which is only what the kernel says of a slot;
 //! * [`watch`]: what is looked at again and again, where the kernel does not keep limits of memory;
 //! * [`end`]: how each of them goes.
@@ -9,6 +10,7 @@
 //! Nothing here waits: a turn of the loop takes one event or one request, and what it has to say is sent at its end.
 
 mod end;
+mod forking;
 mod forks;
 mod inspect;
 mod start;
@@ -35,6 +37,7 @@ use crate::init::Exit;
 use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::{sys, verify};
 use end::Dying;
+use forking::{Forking, Spare, Wanted};
 use start::Building;
 use watch::Watched;
 
@@ -66,20 +69,6 @@ struct Slot {
     inodes: Vec<u64>,
 }
 
-/// A process that a zygote was told to fork.
-struct Child {
-    /// The gateway's ends of its socket and log.
-    fds: Vec<OwnedFd>,
-    /// The inode number of its own end of the socket.
-    socket: u64,
-}
-
-/// A slot with a process of its zygote's in it that waits for a function.
-struct Spare {
-    slot: Slot,
-    child: Child,
-}
-
 struct Zygote {
     /// The one that it was forked from.
     parent: Option<ZygoteId>,
@@ -104,7 +93,7 @@ struct Zygote {
     ready: VecDeque<Slot>,
     building: u32,
     target: u32,
-    waiting: VecDeque<(u64, Files, Limits)>,
+    waiting: VecDeque<Wanted>,
 }
 
 struct Instance {
@@ -115,9 +104,6 @@ struct Instance {
     base: u32,
     filters: u32,
     checked: Option<verify::Checked>,
-    /// What it gets to see once it was checked.
-    files: Option<Files>,
-    socket: Option<u64>,
     exit: Option<Exit>,
     out_of_memory: bool,
     ended: bool,
@@ -158,8 +144,6 @@ impl Instance {
             base,
             filters,
             checked: None,
-            files: None,
-            socket: None,
             exit: None,
             out_of_memory: false,
             ended: false,
@@ -180,6 +164,8 @@ struct Server {
     spans: Vec<Span>,
     building: HashMap<u64, Building>,
     zygotes: BTreeMap<ZygoteId, Zygote>,
+    /// By the numbers of their slots.
+    forking: HashMap<u64, Forking>,
     instances: BTreeMap<InstanceId, Instance>,
     dying: HashMap<u64, Dying>,
     /// When [`Server::watch`] last ran, and what it remembers: whether any container ran, and each by its number.
@@ -189,6 +175,8 @@ struct Server {
     /// Zygotes whose pools are to be refilled in the next lull.
     wanting: BTreeSet<ZygoteId>,
     refilled: Instant,
+    /// When something was asked for last.
+    asked: Instant,
 }
 
 /// Serves requests from `gateway` until it is closed; then ends every container.
@@ -209,6 +197,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         spans,
         building: HashMap::new(),
         zygotes: BTreeMap::new(),
+        forking: HashMap::new(),
         instances: BTreeMap::new(),
         dying: HashMap::new(),
         looked: Instant::now(),
@@ -216,6 +205,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         watched: HashMap::new(),
         wanting: BTreeSet::new(),
         refilled: Instant::now(),
+        asked: Instant::now(),
     };
     server.run()?;
     server.host.stop()
@@ -227,25 +217,38 @@ impl Server {
         loop {
             let watching = !self.host.has_controller("memory")
                 && (!self.instances.is_empty() || !self.zygotes.is_empty());
-            let timeout = match (self.wanting.is_empty(), watching || self.has_dead()) {
-                (false, _) => PollTimeout::from(LULL.as_millis() as u8),
-                (true, true) => PollTimeout::from(WATCH.as_millis() as u8),
-                (true, false) => PollTimeout::NONE,
-            };
-            let mut wanted = [
+            let mut wanted = vec![
                 PollFd::new(self.host.builder_socket(), PollFlags::POLLIN),
                 PollFd::new(self.gateway.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.host.builder_pidfd(), PollFlags::POLLIN),
             ];
-            match poll(&mut wanted, timeout) {
+            let mut numbers = Vec::new();
+            for (number, child) in &self.forking {
+                if let Some(fd) = child.speaks() {
+                    numbers.push(*number);
+                    wanted.push(PollFd::new(fd, PollFlags::POLLIN));
+                }
+            }
+            match poll(&mut wanted, self.until(watching)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno).call("poll"),
             }
-            let [built, asked, ended] = wanted.map(|wanted| wanted.any().unwrap_or(false));
+            let mut ready = wanted.iter().map(|wanted| wanted.any().unwrap_or(false));
+            let [built, asked, ended] = [(); 3].map(|()| ready.next().unwrap_or(false));
+            let spoke: Vec<u64> = numbers
+                .into_iter()
+                .zip(ready)
+                .filter(|(_, spoke)| *spoke)
+                .map(|(number, _)| number)
+                .collect();
             if ended {
                 return Err(Errno::ECHILD).call("wait for the slot builder, which has ended");
             }
-            if (!built && !asked) || self.refilled.elapsed() > AT_LATEST {
+            if !self.forking.is_empty() {
+                self.look_at_forking(spoke);
+            }
+            let lull = !asked && self.asked.elapsed() >= LULL;
+            if !self.wanting.is_empty() && (lull || self.refilled.elapsed() > AT_LATEST) {
                 self.refill_all();
             }
             if built {
@@ -259,6 +262,7 @@ impl Server {
                 if length == 0 {
                     return Ok(());
                 }
+                self.asked = Instant::now();
                 self.take(&buffer[..length]);
             }
             if watching && self.looked.elapsed() >= WATCH {
@@ -269,6 +273,22 @@ impl Server {
                 self.bury()?;
                 self.send_answers()?;
             }
+        }
+    }
+
+    /// How long the loop may wait, when nothing happens.
+    fn until(&self, watching: bool) -> PollTimeout {
+        let now = Instant::now();
+        let lull = (!self.wanting.is_empty()).then(|| self.asked + LULL);
+        let look = (watching || self.has_dead()).then(|| now + WATCH);
+        let due = self.forking.values().map(Forking::due).min();
+        match [lull, look, due].into_iter().flatten().min() {
+            // Rounded up: it would look again and again in the last millisecond.
+            Some(at) => {
+                let wait = at.saturating_duration_since(now).as_micros().div_ceil(1000);
+                PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+            }
+            None => PollTimeout::NONE,
         }
     }
 
@@ -323,7 +343,7 @@ impl Server {
             Request::Execute { files, command } => self.execute(id, &files, command).map(later),
             Request::Check { instance } => {
                 let fds = self.check(instance)?;
-                self.answer(id, Ok(Reply::Done), fds);
+                self.answer(id, Ok(Reply::Done), fds.into());
                 Ok(None)
             }
             Request::Memory { of } => self.memory(of).map(|memory| Some(Reply::Memory(memory))),
@@ -336,6 +356,7 @@ impl Server {
         Counts {
             zygotes: self.zygotes.len(),
             slots: self.zygotes.values().map(|zygote| zygote.ready.len()).sum(),
+            forking: self.forking.len(),
             spares: self.zygotes.values().map(|zygote| zygote.spares.len()).sum(),
             instances: self.instances.len(),
             dying: self.dying.len(),

@@ -101,7 +101,8 @@ pub enum Request {
         /// Slots that wait for a process; at most 64.
         slots: u32,
     },
-    /// Get an instance of a zygote: a spare if there is one, else forked now. Replies [`Reply::Instance`] with its socket and its log.
+    /// Get an instance of a zygote: a spare if there is one, else forked now. Replies [`Reply::Instance`] once it has dropped everything
+    /// and was looked at, with its socket, its log, and the descriptors of [`Request::Check`].
     Fork {
         /// From which zygote.
         zygote: ZygoteId,
@@ -110,7 +111,7 @@ pub enum Request {
         /// What it may use.
         limits: Limits,
     },
-    /// Start an instance without a zygote. Replies as [`Request::Fork`] does.
+    /// Start an instance without a zygote. Replies [`Reply::Instance`] with its socket and its log.
     ///
     /// Its command gets as descriptors: 0 /dev/null, 1 and 2 the log, 3 its socket.
     Execute {
@@ -119,7 +120,7 @@ pub enum Request {
         /// What is executed.
         command: Command,
     },
-    /// Look at an instance from outside, after it said that it is ready. Nothing may be routed to it before. Replies
+    /// Look from outside at an instance that was executed, after it said that it is ready. Nothing may be routed to it before. Replies
     /// [`Reply::Done`] with a pidfd of its process (that its socket is open tells nothing, since a child may hold it) its
     /// `cgroup.freeze` (who writes `1` there stops it, `0` has it go on), and a file that tells of its memory: `memory.peak` of its
     /// cgroup, or where there is none the process's status, see [`memory_used`].
@@ -154,8 +155,6 @@ pub enum Reply {
         instance: InstanceId,
         /// Whether it had been forked ahead of the request.
         spare: bool,
-        /// Whether it was looked at already: then the descriptors of [`Request::Check`] follow.
-        checked: bool,
     },
     /// See [`Request::Memory`].
     Memory(Memory),
@@ -205,6 +204,8 @@ pub struct Counts {
     pub zygotes: usize,
     /// Slots that wait for a process.
     pub slots: usize,
+    /// Zygotes' children that have not said yet that they dropped everything.
+    pub forking: usize,
     /// Spares that wait for a function.
     pub spares: usize,
     /// Instances.

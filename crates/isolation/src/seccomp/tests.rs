@@ -21,6 +21,30 @@ fn a_zygote_may_what_an_instance_may_and_fork_into_a_slot() {
     assert_eq!(more, expected);
 }
 
+/// The kernel takes the stricter answer of two filters: seccomp(2).
+#[test]
+fn what_a_zygotes_child_adds_leaves_what_an_instance_may() {
+    for architecture in BOTH {
+        let (instance, zygote) = (program(Role::Instance, architecture), program(Role::Zygote, architecture));
+        let added = difference(architecture);
+        let arguments = [[0; 6], [u32::MAX; 6], [NEW_NAMESPACE; 6], [1; 6], [2; 6]];
+        for number in (0..1024).chain([0x4000_0000, u32::MAX]) {
+            for arguments in arguments {
+                let answer =
+                    |program: &Program| interpret(program, (architecture.audit(), number), arguments);
+                let both =
+                    if answer(&added) == libc::SECCOMP_RET_ALLOW { answer(&zygote) } else { answer(&added) };
+                assert_eq!(both, answer(&instance), "{number} {arguments:?} on {architecture:?}");
+            }
+        }
+        assert!(added.len() < instance.len() / 10, "{} instructions", added.len());
+        let other = interpret(&added, (architecture.audit() + 1, 0), [0; 6]);
+        assert_eq!(other, libc::SECCOMP_RET_KILL_PROCESS);
+        let name = format!("program_after_zygote_{architecture:?}").to_lowercase();
+        insta::assert_snapshot!(name, listing(&added));
+    }
+}
+
 #[test]
 fn each_call_of_the_kernel_is_allowed_or_has_a_reason_why_not() {
     let instance = table(Role::Instance);

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use nix::poll::{PollFd, PollFlags};
-use sock_isolation::launcher::wire::{
-    self, Answer, Counts, Files, ForkZygote, InstanceId, Reply, Request, StartZygote,
-};
+use sock_isolation::launcher::wire::{self, Answer, Counts, Files, ForkZygote, Reply, Request, StartZygote};
 use sock_isolation::launcher::{server, socket_pair};
 use sock_isolation::process::Child;
 use sock_isolation::{Command, Exit, Host, HostOptions, IdRange, Limits, Role, Template, cgroup};
@@ -98,26 +96,30 @@ impl Launcher {
 
     /// Waits for the end of what is dying, which nobody tells of.
     fn empties(&mut self) -> Result<(), Failed> {
+        self.wait_until(|counts| *counts == Counts::default())
+    }
+
+    fn wait_until(&mut self, hoped: impl Fn(&Counts) -> bool) -> Result<(), Failed> {
         let begin = Instant::now();
         loop {
             let counts = self.counts()?;
-            if counts == Counts::default() {
+            if hoped(&counts) {
                 return Ok(());
             }
             if begin.elapsed() > Duration::from_secs(10) {
-                return Err(format!("{counts:?} are left").into());
+                return Err(format!("there are {counts:?}").into());
             }
             nix::poll::poll(&mut [], 5u8)?;
         }
     }
 
-    /// Lets a zygote have a slot, and no process in it.
-    fn fork(&mut self) -> Result<InstanceId, Failed> {
-        let fork = Request::Fork { zygote: 1, files: Files::default(), limits: Limits::default() };
-        match self.call(fork)? {
-            Ok(Reply::Instance { instance, .. }) => Ok(instance),
-            other => Err(format!("{other:?}").into()),
+    /// Lets zygote 1 have one slot ready, or none.
+    fn keep(&mut self, slots: u32) -> Result<(), Failed> {
+        assert_eq!(self.call(Request::Keep { zygote: 1, spares: 0, slots })?, Ok(Reply::Done));
+        if slots > 0 {
+            self.wait_until(|counts| counts.slots == 1)?;
         }
+        Ok(())
     }
 
     fn groups(&self) -> Result<usize, Failed> {
@@ -196,8 +198,8 @@ fn slot_fails() -> Result<(), Failed> {
     }
     // Neither is any of them answered again, now that it could be.
     fs::write(&bound, "max")?;
-    assert!(matches!(launcher.call(fork())?, Ok(Reply::Instance { .. })));
-    assert_eq!(launcher.counts()?.instances, 1);
+    launcher.send(fork())?;
+    launcher.wait_until(|counts| counts.forking == 1)?;
     launcher.stop()
 }
 

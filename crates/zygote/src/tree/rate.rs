@@ -42,3 +42,17 @@ pub fn spares(rate: f64, seconds: f64, most: u32) -> u32 {
     // A cast saturates, and makes zero of what is no number.
     ((mean + 2.0 * mean.sqrt()).ceil() as u32).clamp(1, most.max(1)).min(most)
 }
+
+/// How long it takes until half of a burst is forgotten, seconds.
+const BURST_HALF: f64 = 600.0;
+
+/// The most new instances of a node within a second, of late: what a burst asks for. Ten minutes later half of it counts.
+pub fn burst(before: f64, passed: f64, now: f64) -> f64 {
+    (before * 0.5f64.powf(passed / BURST_HALF)).max(now)
+}
+
+/// How many slots a node keeps: as many as the last burst asked for beyond its spares, within bounds. To make one is a good part of what a start
+/// costs the processors; to keep it takes a fraction of the memory of a spare.
+pub fn slots(burst: f64, spares: u32, (least, most): (u32, u32)) -> u32 {
+    (burst.ceil() as u32).saturating_sub(spares).clamp(least, most.max(least))
+}

@@ -227,6 +227,14 @@ proptest! {
     }
 
     #[test]
+    fn slots_follow_the_last_burst(burst in 0.0..1e4f64, more in 0.0..1e4f64, spares in 0..20u32, least in 0..9u32, most in 0..100u32) {
+        let few = slots(burst, spares, (least, most));
+        prop_assert!(few <= slots(burst + more, spares, (least, most)));
+        prop_assert!((least..=most.max(least)).contains(&few));
+        prop_assert!(slots(burst, spares + 1, (least, most)) <= few);
+    }
+
+    #[test]
     fn a_rate_decays_and_is_never_negative(events in prop::collection::vec((-10.0..1e4f64, 0..100u32), 0..20), later in 0.0..1e5f64) {
         let (mut rate, mut now) = (Rate::default(), 0.0f64);
         for (after, count) in events {
@@ -496,6 +504,24 @@ fn stale_instances_end_first_and_then_the_cheap_ones() {
     assert_eq!(keep(&instances, 2000, 100.0), [2]);
     let instances = [instance("a", 700.0, 1e6), instance("b", 900.0, 1e6), instance("c", 800.0, 1e6)];
     assert_eq!(keep(&instances, 0, 600.0), [1, 2, 0]);
+}
+
+#[test]
+fn a_burst_is_forgotten_slowly() {
+    let after = |seconds| burst(100.0, seconds, 0.0);
+    assert_eq!(
+        [after(0.0), after(600.0), after(1200.0), burst(100.0, 600.0, 70.0)],
+        [100.0, 50.0, 25.0, 70.0]
+    );
+    assert_eq!(
+        [
+            slots(100.0, 2, (4, 64)),
+            slots(30.2, 1, (4, 64)),
+            slots(0.0, 0, (4, 64)),
+            slots(f64::NAN, 0, (4, 64))
+        ],
+        [64, 30, 4, 4]
+    );
 }
 
 #[test]

@@ -21,13 +21,21 @@ loops[2].close()
 asyncio.set_event_loop(loops[0])
 held = [open('/dev/zero', 'rb'), *socket.socketpair()]
 after_fork.settle(before)
+calls = {
+    'close': os.close,
+    'openat': lambda directory, path, flags: os.open(path, flags),
+    'dup3': lambda old, new, flags: os.dup2(old, new, not flags),
+    'close_range': lambda first, last, flags: os.closerange(first, min(last, 1 << 20) + 1),
+}
 assert len(after_fork.asleep) == 2 and not after_fork.foreign
 assert set(after_fork.taken) == {thing.fileno() for thing in held}
 
 for order in (0, 1):
     if os.fork() == 0:
-        log = os.dup(1)
-        after_fork.arrange((log, log, theirs))
+        log, theirs = os.dup(1), os.dup(theirs)
+        for name, *arguments in after_fork.arrangement((log, log, theirs)):
+            arguments = [getattr(argument, 'value', argument) for argument in arguments]
+            calls[name](*arguments)
         assert after_fork.note() == {0, 1, 2, 3, *after_fork.taken}
         after_fork.mend()
         assert held[0].read() == b''

@@ -194,8 +194,13 @@ def handler(event, c):
 
     let mut client = |client_context: &str| {
         let client_context = Some(client_context.to_owned());
-        let header =
-            InvokeHeader { request_id: "2".into(), deadline_ms: 1, arn: "fn".into(), client_context };
+        let header = InvokeHeader {
+            request_id: "2".into(),
+            deadline_ms: 1,
+            arn: "fn".into(),
+            client_context,
+            early: false,
+        };
         instance.invoke_with(&header, b"{}");
         let (kind, value) = instance.answer();
         assert_eq!((kind, &value["left"]), (Kind::Result, &json!(0)));

@@ -35,11 +35,15 @@ with open('facts.json', 'w') as file:
     json.dump(facts, file)
 log = os.dup(1)
 if os.fork() == 0:
-    zygote.let_go(log, 5)
+    fds = {'log': log, 'socket': 5}
+    for name, *arguments in zygote.after_fork.arrangement(('log', 'log', 'socket')):
+        arguments = [zygote.ctypes.c_long(zygote.address(fds[argument] if argument in zygote.FORK else argument)) for argument in arguments]
+        zygote.check(zygote.syscall(zygote.SYS[name], *arguments), name)
+    zygote.watch_children(False)
+    zygote.channel.detach()
     zygote.after_fork.mend()
     os._exit(instance.main(3, zygote.standard, True))
 # The kernel reaps its children, and it waits until there are none.
-zygote.signal.set_wakeup_fd(-1)
 zygote.signal.signal(zygote.signal.SIGCHLD, zygote.signal.SIG_IGN)
 for number in range(5, 20):
     if number not in zygote.after_fork.taken and number != log:
@@ -63,6 +67,8 @@ os.close(null)
 sys.path.append(os.getcwd() + '/runtime')
 import _sock_instance as instance
 instance.TASK, instance.LAYERS, instance.PACKAGES = os.getcwd() + '/task', (), os.getcwd() + '/packages'
+os.set_inheritable(3, False)
+instance.settle()
 os._exit(instance.main(3, instance.standard_path()))
 ";
 
@@ -83,7 +89,16 @@ impl Instance {
     /// One that has said hello, with `files` as its function's.
     pub(crate) fn start(files: &[(&str, &str)]) -> Self {
         let files: Vec<_> = files.iter().map(|(name, text)| (format!("task/{name}"), *text)).collect();
-        Self::launch(DRIVER, &files)
+        Self::launch(tempfile::tempdir().unwrap(), DRIVER, &files)
+    }
+
+    /// One with `files` in the place of those of another one, which has ended.
+    pub(crate) fn after(directory: TempDir, files: &[(&str, &str)]) -> Self {
+        for name in ["packages", "runtime", "task"] {
+            drop(fs::remove_dir_all(directory.path().join(name)));
+        }
+        let files: Vec<_> = files.iter().map(|(name, text)| (format!("task/{name}"), *text)).collect();
+        Self::launch(directory, DRIVER, &files)
     }
 
     /// One that a zygote forked that has imported `modules` of `files`, each in `task` or `packages`; and the report.
@@ -93,13 +108,12 @@ impl Instance {
         let imports = serde_json::to_string(&imports).unwrap();
         let mut files: Vec<_> = files.iter().map(|(name, text)| (name.to_string(), *text)).collect();
         files.push(("imports.json".into(), &imports));
-        let instance = Self::launch(ZYGOTE, &files);
+        let instance = Self::launch(tempfile::tempdir().unwrap(), ZYGOTE, &files);
         let facts = fs::read(instance.directory.path().join("facts.json")).unwrap();
         (instance, serde_json::from_slice(&facts).unwrap())
     }
 
-    fn launch(driver: &str, files: &[(String, &str)]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    fn launch(directory: TempDir, driver: &str, files: &[(String, &str)]) -> Self {
         for name in ["packages", "task"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
@@ -133,6 +147,19 @@ impl Instance {
     }
 
     pub(crate) fn init(&mut self, handler: &str, env: &[(&str, &str)]) -> (Kind, Value) {
+        self.begin(handler, env, None);
+        self.answer()
+    }
+
+    /// Has it load a handler of which an earlier instance had sent this; gives what it sends.
+    pub(crate) fn init_known(&mut self, handler: &str, code: &[u8]) -> Vec<u8> {
+        self.begin(handler, &[], Some(code));
+        let (kind, payload) = self.receive();
+        assert_eq!(kind, Kind::Ready, "{}", String::from_utf8_lossy(&payload));
+        frames::with_code(&payload).unwrap().1.to_vec()
+    }
+
+    pub(crate) fn begin(&mut self, handler: &str, env: &[(&str, &str)], code: Option<&[u8]>) {
         let env: BTreeMap<_, _> =
             env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let function = FunctionInfo {
@@ -142,9 +169,8 @@ impl Instance {
             log_group: "/aws/lambda/fn".into(),
             log_stream: "2024/[7]x".into(),
         };
-        let init = Init { handler: handler.into(), env, function, tell: true };
-        self.send(Kind::Init, &serde_json::to_vec(&init).unwrap());
-        self.answer()
+        let init = Init { handler: handler.into(), env, function, tell: true, keep: code == Some(&[]) };
+        self.send(Kind::Init, &frames::init(&init, code.unwrap_or_default()));
     }
 
     /// Sends an invocation with a minute to go.
@@ -156,6 +182,7 @@ impl Instance {
             deadline_ms,
             arn: "arn:fn".into(),
             client_context: None,
+            early: false,
         };
         self.invoke_with(&header, event);
     }
@@ -179,6 +206,9 @@ impl Instance {
         let (kind, mut payload) = self.receive();
         if matches!(kind, Kind::Result | Kind::Error) {
             payload = frames::answer(&self.nonce, &payload).unwrap().to_vec();
+        }
+        if kind == Kind::Ready {
+            payload = frames::with_code(&payload).unwrap().0.to_vec();
         }
         let text = String::from_utf8(payload).unwrap();
         let text = text.replace(self.directory.path().to_str().unwrap(), "/var");
@@ -226,6 +256,11 @@ impl Instance {
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         self.socket.shutdown(Shutdown::Both).unwrap();
         self.wait()
+    }
+
+    /// Ends it; gives its directory.
+    pub(crate) fn leave(mut self) -> TempDir {
+        std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap())
     }
 
     /// Waits for the end.

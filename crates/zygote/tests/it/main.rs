@@ -7,6 +7,7 @@ mod after_fork;
 mod answers;
 mod environment;
 mod instance;
+mod known;
 mod loading;
 mod logging;
 mod numpy;

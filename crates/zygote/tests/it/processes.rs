@@ -28,8 +28,7 @@ fn a_handler_that_exits() {
 #[test]
 fn a_module_that_exits() {
     let mut instance = Instance::start(&[("app.py", "import sys\nsys.exit(4)")]);
-    let init = json!({"handler": "app.handler", "env": {}, "function": {}});
-    instance.send(Kind::Init, &serde_json::to_vec(&init).unwrap());
+    instance.begin("app.handler", &[], None);
     assert!(instance.try_receive().is_none());
     assert_eq!(instance.wait(), (Some(4), String::new()));
 }

@@ -1,9 +1,11 @@
 //! How zygotes, slots and instances go: killed, waited for, buried.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::forking::Forking;
 use super::{Instance, Server, Slot, Zygote};
 use crate::cgroup::Usage;
 use crate::error::SysResult;
@@ -68,11 +70,18 @@ impl Server {
         }
         let Some(state) = self.zygotes.remove(&zygote) else { return false };
         let Zygote { init, ready, spares, parent, span, waiting, admitting, .. } = state;
-        for id in waiting.into_iter().map(|(id, ..)| id).chain(admitting.map(|(id, _)| id)) {
+        let (forking, others) =
+            std::mem::take(&mut self.forking).into_iter().partition(|(_, child)| child.zygote == zygote);
+        self.forking = others;
+        let forking: Vec<Forking> = HashMap::into_values(forking).collect();
+        let (slots, wanted): (Vec<_>, Vec<_>) =
+            forking.into_iter().map(|child| (child.slot, child.wanted)).unzip();
+        let wanted = wanted.into_iter().flatten().chain(waiting).map(|wanted| wanted.id);
+        for id in wanted.chain(admitting.map(|(id, _)| id)) {
             self.answer(id, Err(format!("zygote {zygote} was stopped")), Vec::new());
         }
         // Its PID namespace goes, and every slot and instance within it.
-        for slot in ready.into_iter().chain(spares.into_iter().map(|spare| spare.slot)) {
+        for slot in ready.into_iter().chain(spares.into_iter().map(|spare| spare.slot)).chain(slots) {
             self.let_die(slot, Ids::WithZygote);
         }
         if let Some(slot) = init {
@@ -134,6 +143,13 @@ impl Server {
             // The gateway sees its socket close, asks for its destruction, and is told then.
             instance.exit = instance.exit.or(exit);
             instance.ended = true;
+            return;
+        }
+        if let Some(child) = self.forking.remove(&number) {
+            self.give_up_child(child, "it has ended");
+            if let Some(dying) = self.dying.get_mut(&number) {
+                dying.ended = true;
+            }
             return;
         }
         let dead = self.zygotes.iter().find_map(|(id, zygote)| {

@@ -5,8 +5,8 @@
 //!                      └─▶ spare ── given its function ──────▶ instance
 //! ```
 //! A slot is a finished container without a process. A spare has one, forked from the zygote ahead of need: it has entered
-//! and dropped everything, so that a request costs it nothing but the mount of its function's files. Both are made one by
-//! one while nothing else is asked for; requests that find neither wait for slots that are made for them.
+//! and dropped everything and was looked at, so that a request costs it nothing but its limits and the mount of its function's files. Both
+//! are made one by one while nothing else is asked for; requests that find neither wait for slots that are made for them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -16,15 +16,19 @@ use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
 use super::end::{Dying, Ids};
+use super::forking::{Forking, Wanted};
 use super::start::{Building, Owner};
-use super::{Child, Instance, Server, Slot, Spare, Zygote, io_text, stream_pair, text};
+use super::{Server, Slot, Zygote, io_text, stream_pair, text};
 use crate::cgroup::Limits;
 use crate::error::Context;
 use crate::host::{Parent, Within};
 use crate::init::{Exit, Payload};
-use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
+use crate::launcher::wire::{Files, ZygoteId};
 use crate::plan::Nesting;
 use crate::sys;
+
+/// Children that a zygote is asked for at a time. It forks them one by one, and the time that each may take begins when it is asked.
+const MAX_FORKING: usize = 8;
 
 /// The most requests that wait for a slot of one zygote: beyond that, the gateway is told to come back.
 const MAX_WAITING: usize = 4096;
@@ -69,26 +73,14 @@ impl Server {
     }
 
     fn make_spare(&mut self, zygote: ZygoteId) -> Result<(), String> {
+        let forking = self.forking.values().any(|child| child.zygote == zygote);
         let Some(state) = self.zygotes.get_mut(&zygote) else { return Ok(()) };
-        if state.spares.len() >= state.wanted_spares as usize {
+        if forking || state.spares.len() >= state.wanted_spares as usize {
             return Ok(());
         }
-        let Some(mut slot) = state.ready.pop_front() else { return Ok(()) };
-        match self.start_child(zygote, &slot, "spare") {
-            Ok(child) => {
-                slot.made.namespaces.clear();
-                if let Some(state) = self.zygotes.get_mut(&zygote) {
-                    state.spares.push_back(Spare { slot, child });
-                }
-                self.wanting.insert(zygote);
-                Ok(())
-            }
-            // Not wanted again until somebody asks: a zygote that takes none would be offered slots for ever.
-            Err(error) => {
-                let ids = Ids::Within(zygote, slot.pair);
-                self.let_die(slot, ids);
-                Err(error)
-            }
+        match state.ready.pop_front() {
+            Some(slot) => self.start_child(zygote, slot, None),
+            None => Ok(()),
         }
     }
 
@@ -99,7 +91,8 @@ impl Server {
             let Some(init) = state.init.as_ref().filter(|_| state.admitted) else { return Ok(()) };
             let building = state.building as usize;
             let pooling = building == 0 && state.ready.len() < state.target as usize;
-            if building >= state.waiting.len() + usize::from(pooling) {
+            let wanted = state.waiting.len().saturating_sub(state.ready.len()) + usize::from(pooling);
+            if building >= wanted {
                 return Ok(());
             }
             let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
@@ -135,20 +128,22 @@ impl Server {
         limits: Limits,
     ) -> Result<(), String> {
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        if let Some(Spare { slot, child }) = state.spares.pop_front() {
+        let wanted = Wanted { id, files, limits };
+        if let Some(spare) = state.spares.pop_front() {
             self.wanting.insert(zygote);
-            let instance = self.give(zygote, slot, (files, child.socket), limits)?;
-            // It has dropped everything long ago, most likely. If not, whoever asks will ask for that when it says so.
-            let looked_at = self.check(instance);
-            let (checked, mut fds) = (looked_at.is_ok(), child.fds);
-            fds.extend(looked_at.into_iter().flatten());
-            self.answer(id, Ok(Reply::Instance { instance, spare: true, checked }), fds);
+            self.give(zygote, spare, wanted, true);
+            return Ok(());
+        }
+        // A spare that is being made is as good as a child that would be forked now.
+        let free = |child: &&mut Forking| child.zygote == zygote && child.wanted.is_none();
+        if let Some(child) = self.forking.values_mut().find(free) {
+            child.wanted = Some(wanted);
             return Ok(());
         }
         if state.waiting.len() >= MAX_WAITING {
             return Err(format!("{MAX_WAITING} requests wait for zygote {zygote} already"));
         }
-        state.waiting.push_back((id, files, limits));
+        state.waiting.push_back(wanted);
         self.serve_waiting(zygote);
         Ok(())
     }
@@ -161,24 +156,15 @@ impl Server {
                 self.wanting.insert(zygote);
                 return;
             }
-            let Some(mut slot) = state.ready.pop_front() else { break };
-            let Some((id, files, limits)) = state.waiting.pop_front() else { break };
-            let (result, fds) = match self.start_child(zygote, &slot, "fork") {
-                Ok(Child { fds, socket }) => {
-                    slot.made.namespaces.clear();
-                    (self.give(zygote, slot, (files, socket), limits), fds)
-                }
-                Err(error) => {
-                    let ids = Ids::Within(zygote, slot.pair);
-                    self.let_die(slot, ids);
-                    (Err(error), Vec::new())
-                }
-            };
-            self.answer(
-                id,
-                result.map(|instance| Reply::Instance { instance, spare: false, checked: false }),
-                fds,
-            );
+            if self.forking.values().filter(|child| child.zygote == zygote).count() >= MAX_FORKING {
+                break;
+            }
+            let Some(slot) = state.ready.pop_front() else { break };
+            let Some(wanted) = state.waiting.pop_front() else { break };
+            let id = wanted.id;
+            if let Err(error) = self.start_child(zygote, slot, Some(wanted)) {
+                self.answer(id, Err(error), Vec::new());
+            }
         }
         if let Err(error) = self.refill(zygote) {
             eprintln!("sock: launcher: zygote {zygote}: {error}");
@@ -191,43 +177,43 @@ impl Server {
         let Some(state) = self.zygotes.get_mut(&zygote) else { return };
         let refused = state.waiting.len().saturating_sub(state.building as usize);
         let refused: Vec<_> = state.waiting.drain(..refused).collect();
-        for (id, ..) in refused {
+        for Wanted { id, .. } in refused {
             self.answer(id, Err(error.to_owned()), Vec::new());
         }
     }
 
-    /// Makes a slot in which a process was started an instance with these limits. Its files appear when it was checked.
-    fn give(
-        &mut self,
-        zygote: ZygoteId,
-        slot: Slot,
-        (files, socket): (Files, u64),
-        limits: Limits,
-    ) -> Result<InstanceId, String> {
-        if let Err(error) = slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text) {
-            let ids = Ids::Within(zygote, slot.pair);
-            self.let_die(slot, ids);
-            return Err(error);
+    /// Has the zygote fork itself into `slot`, for the request that is given or for one to come.
+    fn start_child(&mut self, zygote: ZygoteId, slot: Slot, wanted: Option<Wanted>) -> Result<(), String> {
+        match self.ask_for_child(zygote, &slot, wanted.as_ref()) {
+            Ok(child) => {
+                let number = slot.ground.number;
+                self.forking.insert(number, Forking::new(zygote, slot, child, wanted));
+                Ok(())
+            }
+            // A spare is not wanted again until somebody asks: a zygote that takes none would be offered slots for ever.
+            Err(error) => {
+                let ids = Ids::Within(zygote, slot.pair);
+                self.let_die(slot, ids);
+                Err(error)
+            }
         }
-        let number = slot.ground.number;
-        let base = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.span.first);
-        // The zygote's filter, and its own.
-        let mut instance = Instance::new(slot, Some(zygote), limits, (base, 2));
-        instance.files = Some(files);
-        instance.socket = Some(socket);
-        self.instances.insert(number, instance);
-        Ok(number)
     }
 
-    /// Has the zygote fork itself into `slot`, as a `kind` of child that it tells apart.
-    fn start_child(&self, zygote: ZygoteId, slot: &Slot, kind: &str) -> Result<Child, String> {
-        // Its own limits come with its function; until then it only waits.
-        slot.ground.group.limit(&self.host.hierarchy, &Limits::default()).map_err(text)?;
+    /// Returns the gateway's ends of the child's socket and log, and the inode number of its own end of the former.
+    fn ask_for_child(
+        &self,
+        zygote: ZygoteId,
+        slot: &Slot,
+        wanted: Option<&Wanted>,
+    ) -> Result<([OwnedFd; 2], u64), String> {
+        // A spare's own limits come with its function; until then it only waits.
+        let limits = wanted.map_or_else(Limits::default, |wanted| wanted.limits);
+        slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text)?;
         let (socket, theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
         let number = fstat(&theirs).call("fstat").map_err(text)?.st_ino;
-        self.send_fork(zygote, kind, slot, &[theirs, log_theirs])?;
-        Ok(Child { fds: vec![socket, log], socket: number })
+        self.send_fork(zygote, "fork", slot, &[theirs, log_theirs])?;
+        Ok(([socket, log], number))
     }
 
     /// Asks `zygote` to fork itself into `slot`, as a `kind` of child that gets `fds`.

@@ -2,11 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Instance, Server, io_text, text};
+use super::forking::{Looked, look};
+use super::{Instance, Server, text};
 use crate::cgroup::Usage;
-use crate::error::Context;
 use crate::launcher::wire::{InstanceId, Memory, Part};
-use crate::{plan, sys, verify};
+use crate::verify;
 
 impl Instance {
     /// What it used until now.
@@ -23,33 +23,17 @@ impl Instance {
 
 impl Server {
     /// Returns a pidfd of the instance's process, what freezes it, and what tells of its memory.
-    pub(super) fn check(&mut self, id: InstanceId) -> Result<Vec<OwnedFd>, String> {
-        let by_kernel = self.host.has_controller("memory");
+    pub(super) fn check(&mut self, id: InstanceId) -> Result<[OwnedFd; 3], String> {
         let instance = self.instance(id)?;
         let expected = verify::Expected {
             id: instance.slot.pair.outside(instance.base),
             filters: instance.filters,
             namespaces: instance.slot.inodes.clone(),
-            socket: instance.socket,
+            socket: None,
         };
-        let processes = instance.slot.ground.group.processes().map_err(text)?;
-        let (checked, status) = verify::check(&processes, instance.slot.made.init, &expected)
-            .map_err(|error| format!("instance {id} is not confined: {error}"))?;
-        if instance.zygote.is_some() {
-            // A command got its limits before its exec; a zygote's child still has the zygote's.
-            for (name, number, value) in plan::resource_limits(&instance.limits, by_kernel, checked.data) {
-                sys::set_limit(checked.pid, number, value).call_on("prlimit", name).map_err(text)?;
-            }
-        }
-        let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
-        let freezer = instance.slot.ground.group.freezer().map_err(text)?;
-        let memory = instance.slot.ground.group.memory_peak().unwrap_or(status);
+        let Looked { checked, fds } = look(&instance.slot, &expected)?;
         instance.checked = Some(checked);
-        let files = instance.files.take();
-        if let (Some(files), Some(instance)) = (files, self.instances.get(&id)) {
-            self.show(&instance.slot.ground, &files)?;
-        }
-        Ok(vec![pidfd, freezer, memory])
+        Ok(fds)
     }
 
     /// Takes some milliseconds for a process of some hundred megabytes.

@@ -6,6 +6,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::end::{Dying, Ids};
+use super::forking::Wanted;
 use super::{Instance, Server, Slot, Zygote, fork_channel, io_text, null, stream_pair, text};
 use crate::builder::{Event, Made};
 use crate::cgroup::Limits;
@@ -204,7 +205,7 @@ impl Server {
         let ids = match building.owner {
             Owner::Zygote(zygote) | Owner::ForkedZygote(zygote, _) => match self.zygotes.remove(&zygote) {
                 Some(Zygote { parent, span, waiting, .. }) => {
-                    for (id, ..) in waiting {
+                    for Wanted { id, .. } in waiting {
                         self.answer(id, Err(format!("zygote {zygote} was not made: {error}")), Vec::new());
                     }
                     Ids::Zygote(parent, span)
@@ -247,7 +248,7 @@ impl Server {
                 let state = Instance::new(slot, None, limits, (self.host.ids.block(0), filters));
                 self.instances.insert(instance, state);
                 if let Some((id, fds)) = answer {
-                    self.answer(id, Ok(Reply::Instance { instance, spare: false, checked: false }), fds);
+                    self.answer(id, Ok(Reply::Instance { instance, spare: false }), fds);
                 }
             }
         }

@@ -115,7 +115,8 @@ impl Server {
             let inherited = most(&self.zygotes, Some(*id));
             let bound = Bound { memory: Limits::default().memory, inherited };
             let spares = zygote.spares.iter().map(|spare| &spare.slot);
-            for slot in zygote.ready.iter().chain(spares) {
+            let forking = self.forking.values().filter(|child| child.zygote == *id).map(|child| &child.slot);
+            for slot in zygote.ready.iter().chain(spares).chain(forking) {
                 look(slot, bound);
             }
         }

@@ -52,17 +52,17 @@ impl Drop for Frozen {
 fn given_up() -> Result<(), Failed> {
     let mut launcher = Launcher::start(IdRange::default())?;
     assert_eq!(launcher.call(zygote(&["/bin/sleep", "60"], None))?, Ok(Reply::Zygote));
-    let instance = launcher.fork()?;
-    let procs = launcher.group.join(format!("1/{instance}/cgroup.procs"));
+    launcher.keep(1)?;
+    let procs = launcher.group.join("1/2/cgroup.procs");
     assert_ne!(fs::metadata(&procs)?.uid(), 0);
     let builder = launcher.builder()?;
     kill(builder, Signal::SIGSTOP)?;
-    let destroyed = launcher.send(Request::Destroy { instance })?;
+    launcher.keep(0)?;
     assert_eq!(launcher.counts()?.dying, 1);
     let owner = fs::metadata(&procs)?.uid();
     kill(builder, Signal::SIGCONT)?;
     assert_eq!(owner, 0);
-    assert_eq!(launcher.receive()?.0.id, destroyed);
+    launcher.wait_until(|counts| counts.dying == 0)?;
     launcher.stop()
 }
 
@@ -93,7 +93,7 @@ fn maker_hung() -> Result<(), Failed> {
     assert_eq!(refused, "clone a container: I/O error");
     assert!(begin.elapsed() > Duration::from_secs(5), "{:?}", begin.elapsed());
     drop(frozen);
-    launcher.fork()?;
+    launcher.keep(1)?;
     // Of the first there is nothing: the zygote's own group and the second's are left.
     let family = launcher.group.join("1");
     let groups = fs::read_dir(family)?.flatten().filter(|entry| entry.path().is_dir());
@@ -125,9 +125,9 @@ print(waiting() * 4096 // before)
     let mut python = python.spawn()?;
     let mut said = python.stdout.take().ok_or("it has no output")?;
     said.read_exact(&mut [0; 5])?;
-    let instance = launcher.fork()?;
-    let answer = launcher.call(Request::Destroy { instance })?;
-    assert!(matches!(answer, Ok(Reply::Destroyed { .. })), "{answer:?}");
+    launcher.keep(1)?;
+    launcher.keep(0)?;
+    launcher.wait_until(|counts| counts.dying == 0)?;
     drop(python.stdin.take());
     let mut left = String::new();
     said.read_to_string(&mut left)?;
