@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! caller ── Make ────────▶ builder ── clone3 into the cgroup ──▶ PID 1: new user, PID, mount, IPC, UTS, net, cgroup namespace
-//!   ▲                         │  ▲      (for a zygote's slot: fork ─▶ helper, in the cgroup ─▶ maker, in the zygote's user
-//!   │                         │  │       and PID namespace ─ clone3 as its sibling ─▶ PID 1)
+//!   ▲                         │  ▲      (for a zygote's slot: clone3 ─▶ maker, in the cgroup and in the zygote's PID and
+//!   │                         │  │       user namespace ─ clone3 as its sibling ─▶ PID 1)
 //!   │                         │  └ proc of the new PID namespace, mounted from out here ─▶ PID 1
 //!   └── made: pidfd + ns ◀────┘
 //! ```
@@ -14,9 +14,8 @@
 //! refuses to mount one.
 //!
 //! The maker exists because there is no way back from setns(2) into a user namespace, and because only a process that
-//! lives in a PID namespace can make one beneath it. It clones PID 1 as its sibling, the helper's child; when the helper
-//! is gone, the builder inherits PID 1, being the subreaper in its own PID namespace (the maker's has another), and
-//! PID 1 dies with it.
+//! lives in a PID namespace can make one beneath it. The builder has its children begin in the zygote's for that moment, setns(2). The maker
+//! clones PID 1 as its sibling, the builder's child, which dies with the builder.
 //!
 //! A zygote that is forked from another one starts in a container like any other, in which nobody can make a namespace. When it is
 //! in, and was looked at, the builder covers the root and lifts that limit ([`Ask::Open`]), by a child that enters.

@@ -169,8 +169,7 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
         hear(&birth.builder)?;
         later(CloneFlags::CLONE_NEWNS)?;
     }
-    // The builder speaks once the helper that cloned us is gone, so that the parent whose death is to be ours is the
-    // builder itself. If it dies before, there is nothing to receive.
+    // The parent whose death is to be ours is the builder. If it dies before it speaks, there is nothing to receive.
     let mut fds = hear(&birth.builder)?;
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).call("prctl PR_SET_PDEATHSIG")?;
     let mut signals = SigSet::empty();

@@ -65,7 +65,7 @@ impl Maker {
     ) -> SysResult<Pid> {
         let mut theirs = Some(theirs);
         let init = match &order.within {
-            Some(within) => self.clone_by_helper((order, steps), within, &mut theirs, ours)?,
+            Some(within) => self.clone_within((order, steps), within, &mut theirs, ours)?,
             None => self.clone_alone(order, steps, &mut theirs, ours)?,
         };
         if order.family.is_some() {
@@ -122,8 +122,8 @@ impl Maker {
         sys::send(socket.as_fd(), b"root", &[]).call("sendmsg")
     }
 
-    /// Has PID 1 cloned within the parent's namespaces, and inherits it.
-    fn clone_by_helper(
+    /// Has PID 1 cloned within the parent's namespaces, by a child that enters them: once in a user namespace, nobody gets out.
+    fn clone_within(
         &self,
         (order, steps): (&Order, &[Step]),
         within: &[OwnedFd; 2],
@@ -132,17 +132,16 @@ impl Maker {
     ) -> SysResult<Pid> {
         let [user, pids] = within;
         let (answer, report) = pair()?;
-        let helper = sys::fork_into(order.birthplace().as_fd(), 0, || {
-            let mut make_it = || {
-                sys::close_in_child(&[ours])?;
-                setns(pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
-                sys::fork(|| exit_code(self.clone_as_sibling((order, steps), user, theirs, &report)))
-            };
-            exit_code(make_it().and_then(|maker| waitpid(maker, None).map(drop).call("waitpid")))
-        })?;
+        setns(pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
+        let maker = sys::fork_into(order.birthplace().as_fd(), 0, || {
+            let closed = sys::close_in_child(&[ours]);
+            exit_code(closed.and_then(|()| self.clone_as_sibling((order, steps), user, theirs, &report)))
+        });
+        setns(&self.own_pids, CloneFlags::CLONE_NEWPID).call("setns pid")?;
+        let maker = maker?;
         drop((report, theirs.take()));
         let mut number = [0; 4];
-        // The helper's end is not enough: the maker has the parent's user id, and the parent may have stopped it.
+        // That its end is closed is not enough: the maker has the parent's user id, and the parent may have stopped it.
         let mut wanted = [PollFd::new(answer.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
         let received = match poll(&mut wanted, timeout) {
@@ -153,7 +152,7 @@ impl Maker {
             // The maker dies with its cgroup, which the caller takes away.
             let _ = kill_group(&order.group);
         }
-        let _ = waitpid(helper, None);
+        let _ = waitpid(maker, None);
         match received {
             Ok((4, _)) => Ok(Pid::from_raw(i32::from_ne_bytes(number))),
             _ => Err(Errno::EIO).call("clone a container"),
