@@ -424,7 +424,9 @@ impl Runner for Engine {
             let (Reply::Counts(counts), _) = counted else {
                 return Err("the launcher answered something else".into());
             };
-            let Counts { zygotes, slots, spares, instances, dying, leaks, .. } = counts;
+            let Counts { zygotes, slots, forking, spares, instances, dying, leaks } = counts;
+            // A moment ago they were some.
+            let slots = slots + forking;
             let (idle, (frozen, idle_bytes)) = {
                 let all = lock(&self.idle);
                 (all.count(), all.held())

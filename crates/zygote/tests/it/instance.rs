@@ -175,6 +175,15 @@ impl Instance {
 
     /// Sends an invocation with a minute to go.
     pub(crate) fn invoke(&mut self, event: &[u8]) {
+        self.invoke_when(event, false);
+    }
+
+    /// The same, before the handler is there.
+    pub(crate) fn invoke_early(&mut self, event: &[u8]) {
+        self.invoke_when(event, true);
+    }
+
+    fn invoke_when(&mut self, event: &[u8], early: bool) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let deadline_ms = (now + Duration::from_secs(60)).as_millis() as u64;
         let header = InvokeHeader {
@@ -182,7 +191,7 @@ impl Instance {
             deadline_ms,
             arn: "arn:fn".into(),
             client_context: None,
-            early: false,
+            early,
         };
         self.invoke_with(&header, event);
     }

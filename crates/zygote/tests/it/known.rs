@@ -101,3 +101,18 @@ fn more_than_64_kb_is_not_kept() {
     let long = format!("TEXT = '{}'\ndef handler(event, context): return 1", "x".repeat(70_000));
     assert!(kept("app.handler", &[("app.py", &long)]).1.is_empty());
 }
+
+#[test]
+fn an_invocation_that_came_with_the_function_has_not_waited() {
+    let app = "import time\ntime.sleep(0.5)\ndef handler(event, context): return context.get_remaining_time_in_millis()";
+    let mut instance = Instance::start(&[("app.py", app)]);
+    instance.begin("app.handler", &[], None);
+    instance.invoke_early(b"{}");
+    assert_eq!(instance.answer().0, Kind::Ready);
+    // It is told a minute from when it was sent.
+    let left = instance.answer().1.as_u64().unwrap();
+    assert!(left > 60_000 - 400, "{left}");
+    // The next one has waited for nothing.
+    let left = instance.call("{}").1.as_u64().unwrap();
+    assert!(left <= 60_000, "{left}");
+}

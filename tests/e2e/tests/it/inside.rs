@@ -1,8 +1,12 @@
 //! What a function is, sees, and is refused: the same from a zygote and cold.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use serde_json::{Value, json};
 
-use crate::server::{Server, tests};
+use crate::crash::mount;
+use crate::server::{Process, Server, tests};
 
 fn check(seen: &Value, what: &str) {
     let nothing = json!(["0000000000000000"]);
@@ -83,5 +87,28 @@ fn a_forked_function_knows_which_processor_it_is_on() {
     assert_ne!(answer.start, "cold", "{answer:?}");
     for pair in answer.body.as_array().unwrap() {
         assert_eq!(pair[0], pair[1], "{answer:?}");
+    }
+}
+
+/// A zygote owns what a process has to write to for that, as long as it may fork into the group.
+#[test]
+fn nobody_joins_an_instance_that_was_looked_at() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/processor.py"), "processor", &[]);
+    assert_ne!(server.run("processor", &json!({})).start, "cold");
+    let running = server.metric("sock_instances{state=\"idle\"");
+    assert_eq!(running, 1);
+    let python = |process: &Process| {
+        let program = fs::read_link(format!("/proc/{}/exe", process.pid)).unwrap_or_default();
+        program.to_string_lossy().contains("python")
+    };
+    let groups =
+        server.processes().iter().filter(|process| python(process)).map(Process::group).collect::<Vec<_>>();
+    let (zygotes, children): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.ends_with("/own"));
+    assert!(!zygotes.is_empty() && !children.is_empty(), "{groups:?}");
+    for group in children {
+        let owner = fs::metadata(mount().join(&group[1..]).join("cgroup.procs")).unwrap().uid();
+        assert_eq!(owner, 0, "{group}");
     }
 }
