@@ -251,7 +251,7 @@ def load(handler):
         message = "Unable to import module '%s': %s" % (handler.rpartition(".")[0], error)
         raise NotLoaded("Runtime.ImportModuleError", message) from error
     except SyntaxError as error:
-        message = "Syntax error in module '%s': %s" % (module_name, error)
+        message = "Syntax error in module '%s': %s" % (handler.rpartition(".")[0], error)
         line = '  File "%s" Line %s\n    %s\n' % (error.filename, error.lineno, (error.text or "").strip())
         raise NotLoaded("Runtime.UserCodeSyntaxError", message, line) from error
     function = getattr(module, name, None)
@@ -332,8 +332,9 @@ class Own(importlib._bootstrap_external.SourceFileLoader):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         """What is known, if this is where it was found; else, while that is to be told, what the next finder would give."""
-        if name in cls.known:
-            file, package, _ = cls.known[name]
+        known = cls.known.get(name)
+        if known is not None:
+            file, package, _ = known
             directory = file.rpartition("/")[0]
             place = directory.rpartition("/")[0] if package else directory
             if sys.path == cls.found_on if path is None else list(path) == [place]:
@@ -349,9 +350,10 @@ class Own(importlib._bootstrap_external.SourceFileLoader):
     @classmethod
     def load(cls, name):
         """What `import name` would give, if it is known and there is nobody whom that would ask before; a third of it is the asking."""
-        if name not in cls.known or "." in name or name in sys.modules or sys.meta_path != cls.usual:
+        known = cls.known.get(name)
+        if known is None or "." in name or name in sys.modules or sys.meta_path != cls.usual:
             return None
-        file, package, code = cls.known[name]
+        file, package, code = known
         if package or sys.path != cls.found_on:
             return None
         spec = importlib._bootstrap.ModuleSpec(name, cls(name, file), origin=file)
@@ -373,7 +375,10 @@ class Own(importlib._bootstrap_external.SourceFileLoader):
     @classmethod
     def begin(cls, known, keeps):
         """From now on modules are found so; `keeps` what is found for others."""
-        cls.known = {name: module for name, *module in unpack(known)} if known else {}
+        try:
+            cls.known = {name: (file, package, code) for name, file, package, code in unpack(known)} if known else {}
+        except Exception:
+            cls.known = {}  # Who had it sent was the function's own import: it is looked for as ever.
         cls.keeps, cls.found_on = keeps, list(sys.path)
         if (known or keeps) and path_finder in sys.meta_path:
             # What is built in goes before what is on the path.
@@ -385,7 +390,7 @@ class Own(importlib._bootstrap_external.SourceFileLoader):
         """What was kept, for `begin` of another instance."""
         if cls in sys.meta_path:
             sys.meta_path.remove(cls)
-        kept = pack([(name, *module) for name, module in cls.kept.items()]) if cls.keeps else b""
+        kept = pack([(name, *module) for name, module in list(cls.kept.items())]) if cls.keeps else b""
         cls.known, cls.kept, cls.keeps = {}, {}, False
         return kept if len(kept) <= MAX_CODE else b""
 
@@ -493,14 +498,14 @@ def rehearse(standard):
 
     What a forked process writes to for the first time costs a page fault, and those are most of what a first answer takes.
     """
-    if not rehearsed:
-        # In a zygote, for all its children.
-        file, text = REHEARSAL + "/_sock_rehearsal.py", "def handler(event, context):\n    return [event, context.aws_request_id]\n"
-        function = dict(dict.fromkeys(("name", "version", "log_group", "log_stream"), ""), memory_mb=128)
-        env = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
-        rehearsed["init"] = as_is({"handler": "_sock_rehearsal.handler", "env": env, "function": function}).encode()
-        rehearsed["code"] = pack([("_sock_rehearsal", file, False, compile(text, file, "exec"))])
     try:
+        if not rehearsed:
+            # In a zygote, for all its children.
+            file, text = REHEARSAL + "/_sock_rehearsal.py", "def handler(event, context):\n    return [event, context.aws_request_id]\n"
+            function = dict(dict.fromkeys(("name", "version", "log_group", "log_stream"), ""), memory_mb=128)
+            env = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
+            rehearsed["init"] = as_is({"handler": "_sock_rehearsal.handler", "env": env, "function": function}).encode()
+            rehearsed["code"] = pack([("_sock_rehearsal", file, False, compile(text, file, "exec"))])
         os.mkdir(REHEARSAL)
         ready, _ = become(loads(rehearsed["init"]), standard, REHEARSAL, rehearsed["code"])
         invoke(ready, loads(b'{"request_id": "", "arn": "", "deadline_ms": 0}'), b'{"rehearsal": [1, 2.5, null]}')

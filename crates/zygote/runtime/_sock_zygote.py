@@ -347,6 +347,9 @@ def watch_children(watched):
     """The end of a child makes `ended` readable, while the signal is blocked. It is not during imports, which may start programs: those
     would have it blocked as well.
     """
+    if watched:
+        # Imports may have set it to something else; who ignores it hears of no end.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK if watched else signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
@@ -496,7 +499,10 @@ def loop():
             elif fd == CONTROL:
                 control()
             else:
-                os.read(ended, 128)
+                try:
+                    os.read(ended, 128)
+                except BlockingIOError:
+                    pass  # It was taken back while something was imported.
                 reap()
 
 

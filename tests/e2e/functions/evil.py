@@ -243,6 +243,24 @@ def kills_all():
     results["init"] = outcome(lambda: os.kill(1, signal.SIGKILL))
 
 
+def splits():
+    """What is forked from here makes a process of its own a while later."""
+    def split(number, frame):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if os.fork() == 0:
+            hang()
+
+    def arm():
+        # Not in a process that was made so.
+        if not split.armed:
+            split.armed = True
+            signal.signal(signal.SIGALRM, split)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+    split.armed = False
+    os.register_at_fork(after_in_child=arm)
+
+
 def exits():
     os._exit(3)
 

@@ -246,16 +246,15 @@ impl Engine {
         }
         // Before the request: a zygote with instances is not retired.
         let using = zygote.clone().map(Using::new);
-        let begin = Instant::now();
         let called = self.launcher.call(request).await;
-        let (reply, mut fds) = called.map_err(|error| {
-            if let Some(zygote) = zygote.as_ref().filter(|_| begin.elapsed() >= START) {
-                self.zygotes.discard(zygote);
+        let (reply, mut fds) = called.map_err(|error| error.to_string())?;
+        let (id, spare) = match reply {
+            Reply::Instance { instance, spare } => (instance, spare),
+            Reply::Silent => {
+                zygote.iter().for_each(|zygote| self.zygotes.discard(zygote));
+                return Err("a zygote did not fork in time".into());
             }
-            error.to_string()
-        })?;
-        let Reply::Instance { instance: id, spare } = reply else {
-            return Err("the launcher answered something else".into());
+            _ => return Err("the launcher answered something else".into()),
         };
         let kind = match (&zygote, spare) {
             (Some(_), true) => StartKind::Spare,

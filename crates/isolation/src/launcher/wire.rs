@@ -156,6 +156,8 @@ pub enum Reply {
         /// Whether it had been forked ahead of the request.
         spare: bool,
     },
+    /// The zygote did not fork within 10 s, or its child said nothing.
+    Silent,
     /// See [`Request::Memory`].
     Memory(Memory),
     /// See [`Request::Count`].

@@ -151,7 +151,7 @@ def handler(event, context):
 #[test]
 fn odd_packages_do_not_end_a_zygote() {
     let odd = "
-import sys, types
+import os, signal, sys, types
 
 class Odd(Exception):
     def __str__(self):
@@ -161,11 +161,13 @@ class Lazy(types.ModuleType):
     def __getattr__(self, name):
         raise RuntimeError('loaded')
 
+os.environb[b'ODD'] = bytes([255])
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 sys.modules['odd.lazy'], sys.modules[7] = Lazy('odd.lazy'), sys
 sys.stdout = sys.stderr = None
 raise Odd
 ";
-    let app = "def handler(event, context): return event";
+    let app = "import signal\ndef handler(event, context): return signal.getsignal(signal.SIGCHLD)";
     let files = [
         ("packages/odd.py", odd),
         ("packages/exits.py", "raise SystemExit('\\udc80')"),
@@ -176,7 +178,7 @@ raise Odd
     assert_eq!(errors, [("exits", "SystemExit: ?"), ("odd", "Odd: <exception str() failed>")]);
     assert!(facts.imported.contains("odd.lazy"));
     assert_eq!(instance.init("app.handler", &[]).0, Kind::Ready);
-    assert_eq!(instance.call("1"), (Kind::Result, json!(1)));
+    assert_eq!(instance.call("1"), (Kind::Result, json!(0)), "SIG_DFL");
 }
 
 #[test]

@@ -97,6 +97,14 @@ fn what_fails_fails_as_ever() {
 }
 
 #[test]
+fn what_is_no_code_is_ignored() {
+    let app = ("app.py", "def handler(event, context): return 7");
+    let mut instance = Instance::start(&[app]);
+    instance.init_known("app.handler", b"no code");
+    assert_eq!(instance.call("{}"), (Kind::Result, json!(7)));
+}
+
+#[test]
 fn more_than_64_kb_is_not_kept() {
     let long = format!("TEXT = '{}'\ndef handler(event, context): return 1", "x".repeat(70_000));
     assert!(kept("app.handler", &[("app.py", &long)]).1.is_empty());

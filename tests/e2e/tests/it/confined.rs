@@ -352,6 +352,26 @@ fn a_zygote_that_does_not_fork_is_given_up() {
     bench.others_go_on();
 }
 
+/// It was looked at when it had one process, which is all that its function's limits will be set for.
+#[test]
+fn a_spare_that_made_more_of_itself_is_nobodys_instance() {
+    let bench = Bench::new("splits");
+    let (deployed, said) = bench.grove.try_deploy(FUNCTION, SOURCE, &[FUNCTION], &["--single-use"]);
+    assert!(deployed, "{said}");
+    bench.answers();
+    let range = ids(&bench.zygote());
+    let split = || {
+        let all = bench.grove.server.processes().into_iter().filter(|process| range.contains(&process.uid));
+        let groups: Vec<String> = all.map(|process| process.group()).collect();
+        let slots = groups.iter().filter(|group| !group.ends_with("/own"));
+        slots.filter(|group| groups.iter().filter(|other| other == group).count() > 2).count()
+    };
+    bench.grove.server.wait_until(split, |count| *count > 0);
+    let answer = bench.run();
+    assert_eq!((answer.status, &*answer.start), (200, "zygote"), "{answer:?}");
+    bench.leaves_nothing();
+}
+
 #[test]
 fn its_lies_about_what_others_import_cost_them_nothing() {
     const MODULES: [&str; 4] = ["decimal", "fractions", "statistics", "numbers"];

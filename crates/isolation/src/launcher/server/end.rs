@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -146,10 +147,11 @@ impl Server {
             return;
         }
         if let Some(child) = self.forking.remove(&number) {
-            self.give_up_child(child, "it has ended");
+            self.give_up_child(child, Some("it has ended"));
             if let Some(dying) = self.dying.get_mut(&number) {
                 dying.ended = true;
             }
+            self.ask_for_more();
             return;
         }
         let dead = self.zygotes.iter().find_map(|(id, zygote)| {
@@ -177,6 +179,8 @@ impl Server {
         if let Some((zygote, Slot { ground, pair, .. }, replaced)) = lost {
             let ids = Ids::Within(zygote, pair);
             self.dying.insert(number, Dying { ground, ids, ended: true, farewell: None });
+            // Its zygote may have ended it, and may do so with the next one: not at once.
+            self.asked = Instant::now();
             if replaced {
                 self.wanting.insert(zygote);
             }
@@ -241,6 +245,6 @@ impl Server {
 }
 
 /// Whether the process behind `pidfd` is dead. pidfd_open(2)
-fn has_ended(pidfd: &OwnedFd) -> bool {
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
 }

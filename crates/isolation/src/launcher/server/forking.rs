@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recv};
+use nix::unistd::Pid;
 
-use super::end::Ids;
+use super::end::{Ids, has_ended};
 use super::{Instance, Server, Slot, io_text, text};
 use crate::cgroup::Limits;
 use crate::error::Context;
@@ -21,8 +22,8 @@ use crate::{plan, sys, verify};
 /// How long a child may take until it says something: a machine that is in need of memory is slow.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Milliseconds until a child that did not pass is looked at again. A busy machine may not have let the helper end yet that forked it into
-/// its container: one process too many, for a moment.
+/// Milliseconds until a child is looked at again in whose container there is one process too many, the last of them again and again: a busy
+/// machine may not have let the helper end yet that forked it.
 const AGAIN: [u64; 4] = [1, 2, 5, 20];
 
 /// What a child said before it failed is told up to here, bytes.
@@ -67,15 +68,24 @@ pub(super) struct Looked {
     pub(super) fds: [OwnedFd; 3],
 }
 
-/// Looks at the process in `slot`.
-pub(super) fn look(slot: &Slot, expected: &verify::Expected) -> Result<Looked, String> {
-    let processes = slot.ground.group.processes().map_err(text)?;
-    let (checked, status) = verify::check(&processes, slot.made.init, expected)
+/// Looks at the process in `slot`, which `processes` are in.
+pub(super) fn look(slot: &Slot, processes: &[Pid], expected: &verify::Expected) -> Result<Looked, String> {
+    let (checked, status) = verify::check(processes, slot.made.init, expected)
         .map_err(|error| format!("instance {} is not confined: {error}", slot.ground.number))?;
     let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
     let freezer = slot.ground.group.freezer().map_err(text)?;
     let memory = slot.ground.group.memory_peak().unwrap_or(status);
     Ok(Looked { checked, fds: [pidfd, freezer, memory] })
+}
+
+impl Spare {
+    /// Whether it is still what was looked at, and no more: it may have ended, or made processes that its function's limits would not hold for.
+    pub(super) fn is_alone(&self) -> bool {
+        let Looked { checked, .. } = &self.looked;
+        let processes = self.slot.ground.group.processes().unwrap_or_default();
+        processes.iter().all(|pid| [self.slot.made.init, checked.pid].contains(pid))
+            && !has_ended(&checked.pidfd)
+    }
 }
 
 impl Forking {
@@ -121,19 +131,22 @@ impl Server {
             let Some(mut child) = self.forking.remove(&number) else { continue };
             match self.look_at_child(&child) {
                 Ok(looked) => self.take_child(child, looked),
-                Err(Unfit::Yet(_)) if child.failures < AGAIN.len() => {
-                    child.again = Some(now + Duration::from_millis(AGAIN[child.failures]));
+                Err(Unfit::Crowded) if now < child.begun + PATIENCE => {
+                    let pause = AGAIN[child.failures.min(AGAIN.len() - 1)];
+                    child.again = Some(now + Duration::from_millis(pause));
                     child.failures += 1;
                     self.forking.insert(number, child);
                 }
-                Err(Unfit::Yet(why) | Unfit::Ever(why)) => self.give_up_child(child, &why),
+                Err(Unfit::Crowded) => self.give_up_child(child, Some("it is not alone")),
+                Err(Unfit::Silent) => self.give_up_child(child, None),
+                Err(Unfit::Ever(why)) => self.give_up_child(child, Some(&why)),
             }
         }
         self.ask_for_more();
     }
 
     /// Of zygotes that may be asked for another child.
-    fn ask_for_more(&mut self) {
+    pub(super) fn ask_for_more(&mut self) {
         let waiting = self.zygotes.iter().filter(|(_, zygote)| !zygote.waiting.is_empty());
         for zygote in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.serve_waiting(zygote);
@@ -147,7 +160,7 @@ impl Server {
             match recv(child.fds[0].as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
                 Ok(1) => {}
                 Ok(_) => return Err(Unfit::Ever("it is gone".to_owned())),
-                Err(_) => return Err(Unfit::Ever(format!("it said nothing for {} s", PATIENCE.as_secs()))),
+                Err(_) => return Err(Unfit::Silent),
             }
         }
         let base = self.zygotes.get(zygote).map_or(0, |zygote| zygote.span.first);
@@ -158,9 +171,13 @@ impl Server {
             namespaces: slot.inodes.clone(),
             socket: Some(child.socket),
         };
-        let looked = look(slot, &expected).map_err(Unfit::Yet)?;
+        // First: what its zygote starts there from now on would not be seen.
         slot.ground.group.let_join(0).map_err(|error| Unfit::Ever(text(error)))?;
-        Ok(looked)
+        let processes = slot.ground.group.processes().map_err(|error| Unfit::Ever(text(error)))?;
+        if processes.iter().filter(|pid| **pid != slot.made.init).count() > 1 {
+            return Err(Unfit::Crowded);
+        }
+        look(slot, &processes, &expected).map_err(Unfit::Ever)
     }
 
     /// A child passed.
@@ -181,12 +198,18 @@ impl Server {
 
     /// There will be nothing of a child. A spare is not replaced until somebody asks: of a zygote whose children die, one would be forked
     /// after the other for ever.
-    pub(super) fn give_up_child(&mut self, child: Forking, why: &str) {
+    ///
+    /// `why`: unless it said nothing.
+    pub(super) fn give_up_child(&mut self, child: Forking, why: Option<&str>) {
         let said = child.last_words();
         let Forking { zygote, slot, wanted, .. } = child;
-        let number = slot.ground.number;
-        let why = format!("a child of zygote {zygote} did not become instance {number}: {why}; {said}");
+        let (number, silent) = (slot.ground.number, why.is_none());
+        let why = why.map_or_else(|| format!("it said nothing for {} s", PATIENCE.as_secs()), str::to_owned);
+        // It may be anything, and is not to look like lines of ours.
+        let said = if said.is_empty() { said } else { format!("; its log: {said:?}") };
+        let why = format!("a child of zygote {zygote} did not become instance {number}: {why}{said}");
         match wanted {
+            Some(Wanted { id, .. }) if silent => self.answer(id, Ok(Reply::Silent), Vec::new()),
             Some(Wanted { id, .. }) => self.answer(id, Err(why), Vec::new()),
             None => eprintln!("sock: launcher: {why}"),
         }
@@ -233,7 +256,9 @@ impl Server {
 
 /// Why a child is not to be used.
 enum Unfit {
-    /// It may pass in a moment.
-    Yet(String),
+    /// It has said nothing in all its time.
+    Silent,
+    /// It may be alone in a moment.
+    Crowded,
     Ever(String),
 }

@@ -127,12 +127,18 @@ impl Server {
         files: Files,
         limits: Limits,
     ) -> Result<(), String> {
-        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        let mut state =
+            self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
         let wanted = Wanted { id, files, limits };
-        if let Some(spare) = state.spares.pop_front() {
+        while let Some(spare) = state.spares.pop_front() {
             self.wanting.insert(zygote);
-            self.give(zygote, spare, wanted, true);
-            return Ok(());
+            if spare.is_alone() {
+                self.give(zygote, spare, wanted, true);
+                return Ok(());
+            }
+            let ids = Ids::Within(zygote, spare.slot.pair);
+            self.let_die(spare.slot, ids);
+            state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
         }
         // A spare that is being made is as good as a child that would be forked now.
         let free = |child: &&mut Forking| child.zygote == zygote && child.wanted.is_none();
@@ -175,7 +181,7 @@ impl Server {
     /// Whoever waits for a slot that nobody makes is told why there is none, rather than being kept waiting.
     pub(super) fn refuse_waiting(&mut self, zygote: ZygoteId, error: &str) {
         let Some(state) = self.zygotes.get_mut(&zygote) else { return };
-        let refused = state.waiting.len().saturating_sub(state.building as usize);
+        let refused = state.waiting.len().saturating_sub(state.building as usize + state.ready.len());
         let refused: Vec<_> = state.waiting.drain(..refused).collect();
         for Wanted { id, .. } in refused {
             self.answer(id, Err(error.to_owned()), Vec::new());

@@ -31,7 +31,8 @@ impl Server {
             namespaces: instance.slot.inodes.clone(),
             socket: None,
         };
-        let Looked { checked, fds } = look(&instance.slot, &expected)?;
+        let processes = instance.slot.ground.group.processes().map_err(text)?;
+        let Looked { checked, fds } = look(&instance.slot, &processes, &expected)?;
         instance.checked = Some(checked);
         Ok(fds)
     }
