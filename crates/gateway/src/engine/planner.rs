@@ -137,6 +137,17 @@ impl Planner {
             let cost = if hearsay { cost.at_most(Cost::UNSEEN) } else { cost };
             Arc::make_mut(&mut learnt.costs).observe(Module { origin, name: name.clone() }, cost);
         }
+        if !zygote.node.lock.is_empty() {
+            return;
+        }
+        // What an interpreter has anyway costs nobody anything; never seen, it would be worth a zygote again and again.
+        let facts = &zygote.node.facts;
+        let asked = zygote.spec.imports.iter().map(|import| &import.module);
+        let had = asked.filter(|name| !facts.costs.contains_key(*name) && !facts.errors.contains_key(*name));
+        for name in had {
+            let module = Module { origin: None, name: name.clone() };
+            Arc::make_mut(&mut learnt.costs).observe(module, Cost { micros: 0.0, bytes: 0.0 });
+        }
     }
 }
 

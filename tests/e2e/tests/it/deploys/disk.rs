@@ -192,6 +192,8 @@ fn an_event_whose_end_cannot_be_written_down_is_written_down_later() {
     let code = b"import time\ndef handler(event, context):\n    time.sleep(1)\n    return 1\n";
     assert_eq!(create(&server, "slow", &zip(&[("app.py", code)])).status, 201);
     assert_eq!(settled(&server, "slow")["State"], "Active");
+    // The rest has to be full before the first of them ends.
+    disk.fill(1 << 20);
     for _ in 0..20 {
         assert_eq!(server.invoke("slow", &[("x-amz-invocation-type", "Event")], b"{}").status, 202);
     }
