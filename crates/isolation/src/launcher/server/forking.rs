@@ -185,12 +185,13 @@ impl Server {
         let Forking { zygote, mut slot, fds, wanted, ahead, .. } = child;
         slot.made.namespaces.clear();
         let spare = Spare { slot, fds, looked };
+        // As long as there was this one, no spare was begun.
+        self.wanting.insert(zygote);
         match wanted {
             Some(wanted) => self.give(zygote, spare, wanted, ahead),
             None => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
                     state.spares.push_back(spare);
-                    self.wanting.insert(zygote);
                 }
             }
         }
@@ -208,6 +209,9 @@ impl Server {
         // It may be anything, and is not to look like lines of ours.
         let said = if said.is_empty() { said } else { format!("; its log: {said:?}") };
         let why = format!("a child of zygote {zygote} did not become instance {number}: {why}{said}");
+        if wanted.is_some() {
+            self.wanting.insert(zygote);
+        }
         match wanted {
             Some(Wanted { id, .. }) if silent => self.answer(id, Ok(Reply::Silent), Vec::new()),
             Some(Wanted { id, .. }) => self.answer(id, Err(why), Vec::new()),
