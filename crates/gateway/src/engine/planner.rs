@@ -27,6 +27,9 @@ const ROUND: Duration = Duration::from_secs(10);
 /// Planning for many functions takes a while: no more than a fiftieth of the time is spent on it where nothing asks for it.
 const IDLE_FACTOR: u32 = 50;
 
+/// And yet no rarer than this: what is kept of each zygote follows from it.
+const ROUND_AT_MOST: Duration = Duration::from_secs(60);
+
 /// How often what was learnt is written down: a crash may cost a minute of it.
 const SAVE: Duration = Duration::from_secs(60);
 
@@ -370,7 +373,8 @@ impl Engine {
             };
             let _ = tokio::time::timeout(round, changed.notified()).await;
             let Some(engine) = engine.upgrade() else { return };
-            round = ROUND.max(engine.cultivate_once().await * IDLE_FACTOR);
+            let took = engine.cultivate_once().await;
+            round = (took * IDLE_FACTOR).clamp(ROUND, ROUND_AT_MOST);
             if saved.elapsed() >= SAVE {
                 saved = tokio::time::Instant::now();
                 engine.save().await;
