@@ -82,9 +82,9 @@ impl Spare {
     /// Whether it is still what was looked at, and no more: it may have ended, or made processes that its function's limits would not hold for.
     pub(super) fn is_alone(&self) -> bool {
         let Looked { checked, .. } = &self.looked;
-        let processes = self.slot.ground.group.processes().unwrap_or_default();
-        processes.iter().all(|pid| [self.slot.made.init, checked.pid].contains(pid))
-            && !has_ended(&checked.pidfd)
+        let known = [self.slot.made.init, checked.pid];
+        let processes = self.slot.ground.group.processes();
+        processes.is_ok_and(|all| all.iter().all(|pid| known.contains(pid))) && !has_ended(&checked.pidfd)
     }
 }
 
