@@ -85,7 +85,7 @@ pub(crate) struct EngineOptions {
 pub(crate) struct Engine {
     launcher: Launcher,
     zygotes: Arc<Zygotes>,
-    planner: Planner,
+    planner: Arc<Planner>,
     pythons: Vec<Python>,
     data_dir: PathBuf,
     running: Semaphore,
@@ -145,7 +145,7 @@ impl Engine {
     pub(crate) async fn start(socket: OwnedFd, options: EngineOptions) -> Result<Arc<Self>, String> {
         let launcher = Launcher::new(socket).map_err(|error| error.to_string())?;
         let pythons: Vec<Python> = options.interpreters.iter().map(Python::new).collect();
-        let planner = Planner::new(options.data_dir.clone(), options.zygote_bytes);
+        let planner = Arc::new(Planner::new(options.data_dir.clone(), options.zygote_bytes));
         let zygotes = Arc::new(Zygotes::new(launcher.clone(), Arc::clone(&planner.changed)));
         for python in &pythons {
             zygotes.ensure_root(python).await.map_err(|error| error.to_string())?;

@@ -306,7 +306,7 @@ impl Engine {
 
     /// Has an instance looked at from outside; gives its pidfd, what freezes it, and what tells of its memory.
     async fn check(&self, id: InstanceId) -> Result<[OwnedFd; 3], String> {
-        let checked = self.launcher.call_again(Request::Check { instance: id }).await;
+        let checked = self.launcher.call(Request::Check { instance: id }).await;
         let (_, fds) = checked.map_err(|error| error.to_string())?;
         fds.try_into().map_err(|_| "the launcher sent no pidfd".into())
     }

@@ -8,12 +8,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use sock_isolation::launcher::wire::{self, Reply, Request};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// A request to the launcher failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -26,10 +25,6 @@ pub(crate) enum LauncherError {
     Gone,
 }
 
-/// Milliseconds until a process that did not pass is looked at again. A busy machine may not have let the helper end yet that forked it
-/// into its container: one process too many, for a moment.
-const CHECKS: [u64; 4] = [1, 2, 5, 20];
-
 type Answer = Result<(Reply, Vec<OwnedFd>), LauncherError>;
 type Waiting = Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>;
 
@@ -37,6 +32,7 @@ type Waiting = Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Launcher {
     shared: Arc<Shared>,
+    told: mpsc::UnboundedSender<Request>,
 }
 
 #[derive(Debug)]
@@ -57,45 +53,14 @@ impl Launcher {
         let waiting = Mutex::new(Some(HashMap::new()));
         let shared = Arc::new(Shared { socket, next: AtomicU64::new(1), waiting });
         tokio::spawn(receive(Arc::clone(&shared)));
-        Ok(Self { shared })
+        let (told, requests) = mpsc::unbounded_channel();
+        tokio::spawn(tell(Arc::clone(&shared), requests));
+        Ok(Self { shared, told })
     }
 
     /// Sends `request` and waits for its answer.
     pub(crate) async fn call(&self, request: Request) -> Answer {
-        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        match self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(waiting) => waiting.insert(id, sender),
-            None => return Err(LauncherError::Gone),
-        };
-        let sent = self
-            .shared
-            .socket
-            .async_io(Interest::WRITABLE, || {
-                wire::send_request(self.shared.socket.as_fd(), id, request.clone()).map_err(io::Error::from)
-            })
-            .await;
-        if let Err(error) = sent {
-            if let Some(waiting) = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
-            {
-                waiting.remove(&id);
-            }
-            return Err(LauncherError::Refused(format!("failed to ask the launcher: {error}")));
-        }
-        receiver.await.unwrap_or(Err(LauncherError::Gone))
-    }
-
-    /// Sends a request to look at a process that was forked a moment ago, until it passes or has had some time to.
-    pub(crate) async fn call_again(&self, request: Request) -> Answer {
-        let mut answer = self.call(request.clone()).await;
-        for pause in CHECKS {
-            if answer.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            answer = self.call(request.clone()).await;
-        }
-        answer
+        self.shared.send(request).await?.await.unwrap_or(Err(LauncherError::Gone))
     }
 
     /// Has something done that may have happened already.
@@ -104,14 +69,46 @@ impl Launcher {
         tokio::spawn(async move { drop(launcher.call(request).await) });
     }
 
-    /// Sends a request whose answer nobody needs.
+    /// Sends a request whose answer nobody needs: after all that were told before.
     pub(crate) fn tell(&self, request: Request) {
-        let launcher = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = launcher.call(request).await {
-                tracing::warn!(%error, "the launcher did not do as told");
+        // There is somebody to tell it for as long as there is a runtime.
+        let _ = self.told.send(request);
+    }
+}
+
+impl Shared {
+    /// Returns what its answer comes by.
+    async fn send(&self, request: Request) -> Result<oneshot::Receiver<Answer>, LauncherError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let waiting = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting().as_mut() {
+            Some(waiting) => waiting.insert(id, sender),
+            None => return Err(LauncherError::Gone),
+        };
+        let send = || wire::send_request(self.socket.as_fd(), id, request.clone()).map_err(io::Error::from);
+        if let Err(error) = self.socket.async_io(Interest::WRITABLE, send).await {
+            if let Some(waiting) = waiting().as_mut() {
+                waiting.remove(&id);
             }
-        });
+            return Err(LauncherError::Refused(format!("failed to ask the launcher: {error}")));
+        }
+        Ok(receiver)
+    }
+}
+
+/// Sends requests one after the other: of two that say what is to be kept, the later one is right.
+async fn tell(shared: Arc<Shared>, mut requests: mpsc::UnboundedReceiver<Request>) {
+    let refused = |error| tracing::warn!(%error, "the launcher did not do as told");
+    while let Some(request) = requests.recv().await {
+        match shared.send(request).await {
+            Ok(answer) => drop(tokio::spawn(async move {
+                if let Err(error) = answer.await.unwrap_or(Err(LauncherError::Gone)) {
+                    refused(error);
+                }
+            })),
+            Err(error) => refused(error),
+        }
     }
 }
 
@@ -136,5 +133,29 @@ async fn receive(shared: Arc<Shared>) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    /// Or an older one would be the last word on what is kept of a zygote.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_told_arrives_in_order() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let launcher = Launcher::new(ours.into()).unwrap();
+        for slots in 0..100 {
+            launcher.tell(Request::Keep { zygote: 1, spares: 0, slots });
+        }
+        let received = tokio::task::spawn_blocking(move || {
+            let mut buffer = [0; 1 << 12];
+            let mut next = || theirs.recv(&mut buffer).map(|length| wire::decode_request(&buffer[..length]));
+            (0..100).map(|_| next().unwrap().unwrap().1).collect::<Vec<_>>()
+        });
+        let expected = (0..100).map(|slots| Request::Keep { zygote: 1, spares: 0, slots });
+        assert_eq!(format!("{:?}", received.await.unwrap()), format!("{:?}", expected.collect::<Vec<_>>()));
     }
 }

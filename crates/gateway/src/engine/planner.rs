@@ -63,6 +63,8 @@ pub(crate) struct Planner {
     learnt: std::sync::Mutex<Learnt>,
     /// Asks for a plan.
     pub(crate) changed: Arc<tokio::sync::Notify>,
+    /// Asks for one when there is time for it.
+    unforeseen: tokio::sync::Notify,
     bytes: u64,
     data_dir: PathBuf,
     /// By revision: the nodes that may not serve it, as it turned out when they were there. Whoever forgot them with the node would
@@ -86,7 +88,8 @@ impl Planner {
     pub(crate) fn new(data_dir: PathBuf, bytes: u64) -> Self {
         let learnt = std::sync::Mutex::new(Learnt::load(&data_dir));
         let (changed, expected) = (Arc::default(), std::sync::Mutex::default());
-        Self { learnt, changed, bytes, data_dir, refused: std::sync::Mutex::default(), expected }
+        let unforeseen = tokio::sync::Notify::new();
+        Self { learnt, changed, unforeseen, bytes, data_dir, refused: std::sync::Mutex::default(), expected }
     }
 
     pub(crate) fn learnt(&self) -> std::sync::MutexGuard<'_, Learnt> {
@@ -346,11 +349,15 @@ impl Engine {
         learnt.of(&function.name, &function.revision).invocations.observe(now(), 1);
     }
 
-    /// Counts a new instance, which took so long.
+    /// Counts a new instance, which took so long. One that no plan knew of is planned with soon.
     pub(crate) fn note_start(&self, function: &Function, took: Duration) {
         let mut learnt = self.planner.learnt();
         let of = learnt.of(&function.name, &function.revision);
-        of.starts.observe(now(), 1);
+        let now = now();
+        if tree::spares(of.starts.at(now), SPARE_SECONDS, SPARES) == 0 {
+            self.planner.unforeseen.notify_one();
+        }
+        of.starts.observe(now, 1);
         of.start_us = took.as_secs_f64() * 1e6;
     }
 
@@ -366,15 +373,21 @@ impl Engine {
     /// Plans, and makes it so, for as long as the engine is there.
     pub(crate) async fn cultivate(engine: std::sync::Weak<Self>) {
         let mut saved = tokio::time::Instant::now();
-        let mut round = ROUND;
+        let mut pause = Duration::ZERO;
         loop {
-            let Some(changed) = engine.upgrade().map(|engine| Arc::clone(&engine.planner.changed)) else {
-                return;
+            let Some(planner) = engine.upgrade().map(|engine| Arc::clone(&engine.planner)) else { return };
+            let when_due = async {
+                tokio::time::sleep(pause).await;
+                let _ =
+                    tokio::time::timeout(ROUND.saturating_sub(pause), planner.unforeseen.notified()).await;
             };
-            let _ = tokio::time::timeout(round, changed.notified()).await;
+            tokio::select! {
+                () = planner.changed.notified() => {}
+                () = when_due => {}
+            }
+            drop(planner);
             let Some(engine) = engine.upgrade() else { return };
-            let took = engine.cultivate_once().await;
-            round = (took * IDLE_FACTOR).clamp(ROUND, ROUND_AT_MOST);
+            pause = (engine.cultivate_once().await * IDLE_FACTOR).min(ROUND_AT_MOST);
             if saved.elapsed() >= SAVE {
                 saved = tokio::time::Instant::now();
                 engine.save().await;

@@ -488,7 +488,7 @@ impl Zygotes {
             let said = said(peer);
             ZygoteError::Unborn { error, said }
         })?;
-        let (_, fds) = self.launcher.call_again(Request::Admit { zygote: id }).await?;
+        let (_, fds) = self.launcher.call(Request::Admit { zygote: id }).await?;
         // What it has started may hold its socket open when it has ended.
         fds.into_iter().try_for_each(|pidfd| peer.watch(pidfd))?;
         Ok(())

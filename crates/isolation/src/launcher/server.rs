@@ -38,7 +38,7 @@ use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::{sys, verify};
 use end::Dying;
 use forking::{Forking, Spare, Wanted};
-use start::Building;
+use start::{Admitting, Building};
 use watch::Watched;
 
 /// What the launcher is started with.
@@ -80,8 +80,8 @@ struct Zygote {
     children: Vec<Span>,
     /// Whether it may fork: one that was started may, one that was forked when it was looked at.
     admitted: bool,
-    /// The request that waits for that, and a pidfd for its answer.
-    admitting: Option<(u64, OwnedFd)>,
+    /// Who waits for that.
+    admitting: Option<Admitting>,
     /// The inode number of its own end of the fork channel.
     channel: u64,
     /// Of its own processes.
@@ -247,6 +247,7 @@ impl Server {
             if !self.forking.is_empty() {
                 self.look_at_forking(spoke);
             }
+            self.look_at_zygotes();
             let lull = !asked && self.asked.elapsed() >= LULL;
             if !self.wanting.is_empty() && (lull || self.refilled.elapsed() > AT_LATEST) {
                 self.refill_all();
@@ -281,8 +282,9 @@ impl Server {
         let now = Instant::now();
         let lull = (!self.wanting.is_empty()).then(|| self.asked + LULL);
         let look = (watching || self.has_dead()).then(|| now + WATCH);
-        let due = self.forking.values().map(Forking::due).min();
-        match [lull, look, due].into_iter().flatten().min() {
+        let children = self.forking.values().map(|child| child.looks.due()).min();
+        let zygotes = self.zygotes.values().filter_map(|state| state.admitting.as_ref()?.due()).min();
+        match [lull, look, children, zygotes].into_iter().flatten().min() {
             // Rounded up: it would look again and again in the last millisecond.
             Some(at) => {
                 let wait = at.saturating_duration_since(now).as_micros().div_ceil(1000);

@@ -199,7 +199,7 @@ fn the_launchers_death_is_survived() {
 
 /// A zygote's uid is the first of its span, all of which begin at multiples of 512; its PID 1 has it too, and the gateway has one.
 pub(crate) fn is_zygote(process: &Process) -> bool {
-    process.uid != 0 && process.uid.is_multiple_of(512) && process.status("Name") != "sock"
+    process.uid != 0 && process.uid.is_multiple_of(512) && process.status("Name") != "sock" && process.stays()
 }
 
 #[test]

@@ -125,11 +125,13 @@ impl Grove {
         self.zygotes(&[]).into_iter().min_by_key(|zygote| pids(zygote).len()).unwrap()
     }
 
-    /// Everything that lives with user ids of this zygote.
+    /// Everything that lives with user ids of this zygote, and is there for longer than a moment.
     pub(crate) fn span(&self, zygote: &Process) -> Remains {
         let ids = ids(zygote);
+        let all = self.server.processes().into_iter();
         let processes: BTreeSet<_> =
-            self.server.processes().into_iter().filter(|process| ids.contains(&process.uid)).collect();
+            all.filter(|process| ids.contains(&process.uid) && process.stays()).collect();
+        for p in &processes {}
         // One that has ended meanwhile is in none.
         let groups = processes.iter().map(Process::group).filter(|group| group.contains("/sock-")).collect();
         Remains { processes, groups }
@@ -147,8 +149,10 @@ impl Remains {
         server.wait_until(left, Vec::is_empty);
     }
 
-    pub(crate) fn is_whole(&self) -> bool {
-        still_running(&self.processes).len() == self.processes.len()
+    /// What of it has ended.
+    pub(crate) fn missing(&self) -> Vec<&Process> {
+        let left = still_running(&self.processes);
+        self.processes.iter().filter(|process| !left.contains(process)).collect()
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -378,6 +378,18 @@ impl Process {
         fs::read_link(format!("/proc/{}/ns/{kind}", self.pid)).ok()
     }
 
+    /// False of one that has ended, and of those that a zygote forks its children with: each is in the zygote's own namespace, for a moment.
+    pub(crate) fn stays(&self) -> bool {
+        let inside = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = inside(self.pid);
+        let is_first = |pid: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            line.and_then(|line| line.split_whitespace().last()) == Some("1")
+        };
+        own.is_some() && (own != inside(self.parent) || is_first(self.parent))
+    }
+
     pub(crate) fn is_forked_from(&self, other: &Self) -> bool {
         self.parent == other.pid
     }

@@ -130,14 +130,14 @@ fn the_death_of_a_node_is_that_of_its_subtree_and_of_nobody_else() {
     let leaf = grove.zygote(&["trunk", "twig"]);
     middle.kill();
     subtree.wait_for_end(&grove.server);
-    assert!(beside.is_whole(), "what was not below it died with it");
+    assert!(beside.missing().is_empty(), "{}: {:?}", "what was not below it died with it", beside.missing());
     assert_eq!(still_running(&[root].into()).len(), 1);
     // Instances of what died were idle: others answer, rightly, and their zygotes come back where they were.
     all_answer(&grove);
     let nodes = grove.wait_for_nodes(&[&["trunk"], &["trunk", "twig"], &["other"]]);
     let (trunk, twig) = (node(&nodes, &["trunk"]).unwrap(), node(&nodes, &["trunk", "twig"]).unwrap());
     assert_eq!(twig["parent"], trunk["id"], "{nodes:#?}");
-    assert!(beside.is_whole(), "what was not below it died after it");
+    assert!(beside.missing().is_empty(), "{}: {:?}", "what was not below it died after it", beside.missing());
     let [middle, again] = [&["trunk"][..], &["trunk", "twig"]].map(|packages| grove.zygote(packages));
     assert_ne!(again, leaf);
     is_a_container_within(&again, &middle);
@@ -240,7 +240,7 @@ fn nodes_that_nobody_needs_end_leaf_first_and_leave_nothing() {
     subtree.wait_for_end(&grove.server);
     assert_eq!(grove::with_ids(&range), Vec::<Process>::new());
     assert!(groups() < before, "{} cgroups, {before} before", groups());
-    assert!(beside.is_whole(), "what was not deleted ended");
+    assert!(beside.missing().is_empty(), "{}: {:?}", "what was not deleted ended", beside.missing());
     assert_eq!(grove.uses("beside", &["other"]).start, "warm");
     assert!(grove.server.stop());
 }

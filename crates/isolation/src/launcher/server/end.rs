@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::forking::Forking;
+use super::forking::{Forking, Unfit};
 use super::{Instance, Server, Slot, Zygote};
 use crate::cgroup::Usage;
 use crate::error::SysResult;
@@ -78,7 +78,7 @@ impl Server {
         let (slots, wanted): (Vec<_>, Vec<_>) =
             forking.into_iter().map(|child| (child.slot, child.wanted)).unzip();
         let wanted = wanted.into_iter().flatten().chain(waiting).map(|wanted| wanted.id);
-        for id in wanted.chain(admitting.map(|(id, _)| id)) {
+        for id in wanted.chain(admitting.map(|admitting| admitting.id)) {
             self.answer(id, Err(format!("zygote {zygote} was stopped")), Vec::new());
         }
         // Its PID namespace goes, and every slot and instance within it.
@@ -147,7 +147,7 @@ impl Server {
             return;
         }
         if let Some(child) = self.forking.remove(&number) {
-            self.give_up_child(child, Some("it has ended"));
+            self.give_up_child(child, &Unfit::Ever("it has ended".to_owned()));
             if let Some(dying) = self.dying.get_mut(&number) {
                 dying.ended = true;
             }

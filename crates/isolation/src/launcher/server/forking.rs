@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 
 use super::end::{Ids, has_ended};
-use super::{Instance, Server, Slot, io_text, text};
+use super::{Instance, Server, Slot, text};
 use crate::cgroup::Limits;
 use crate::error::Context;
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
@@ -28,6 +28,33 @@ const AGAIN: [u64; 4] = [1, 2, 5, 20];
 
 /// What a child said before it failed is told up to here, bytes.
 const LAST_WORDS: u64 = 1 << 10;
+
+/// When a child was first to be looked at, and when it is to be again.
+pub(super) struct Looks {
+    begun: Instant,
+    again: Option<Instant>,
+    failures: usize,
+}
+
+impl Looks {
+    pub(super) fn begin() -> Self {
+        Self { begun: Instant::now(), again: None, failures: 0 }
+    }
+
+    /// When something is to be done even if the child says nothing.
+    pub(super) fn due(&self) -> Instant {
+        self.again.unwrap_or(self.begun + PATIENCE)
+    }
+
+    /// Notes that there was one process too many; whether it is worth looking again.
+    pub(super) fn crowded(&mut self) -> bool {
+        let now = Instant::now();
+        let pause = AGAIN[self.failures.min(AGAIN.len() - 1)];
+        self.again = Some(now + Duration::from_millis(pause));
+        self.failures += 1;
+        now < self.begun + PATIENCE
+    }
+}
 
 /// A request that a child is for.
 pub(super) struct Wanted {
@@ -48,10 +75,7 @@ pub(super) struct Forking {
     pub(super) wanted: Option<Wanted>,
     /// Whether none did when it was asked for.
     pub(super) ahead: bool,
-    begun: Instant,
-    /// When it is looked at again, and how often it did not pass.
-    again: Option<Instant>,
-    failures: usize,
+    pub(super) looks: Looks,
 }
 
 /// A spare: a child that was looked at and waits for a function.
@@ -69,13 +93,19 @@ pub(super) struct Looked {
 }
 
 /// Looks at the process in `slot`, which `processes` are in.
-pub(super) fn look(slot: &Slot, processes: &[Pid], expected: &verify::Expected) -> Result<Looked, String> {
-    let (checked, status) = verify::check(processes, slot.made.init, expected)
-        .map_err(|error| format!("instance {} is not confined: {error}", slot.ground.number))?;
-    let pidfd = checked.pidfd.try_clone().map_err(io_text)?;
-    let freezer = slot.ground.group.freezer().map_err(text)?;
+pub(super) fn look(slot: &Slot, processes: &[Pid], expected: &verify::Expected) -> Result<Looked, Unfit> {
+    let (checked, status) = verify::check(processes, slot.made.init, expected)?;
+    let pidfd = checked.pidfd.try_clone().map_err(|error| Unfit::Ever(error.to_string()))?;
+    let freezer = slot.ground.group.freezer()?;
     let memory = slot.ground.group.memory_peak().unwrap_or(status);
     Ok(Looked { checked, fds: [pidfd, freezer, memory] })
+}
+
+impl Slot {
+    /// Whether there are more processes in it than its PID 1 and another.
+    pub(super) fn is_crowded(&self, processes: &[Pid]) -> bool {
+        processes.iter().filter(|pid| **pid != self.made.init).count() > 1
+    }
 }
 
 impl Spare {
@@ -96,17 +126,12 @@ impl Forking {
         wanted: Option<Wanted>,
     ) -> Self {
         let ahead = wanted.is_none();
-        Self { zygote, slot, fds, socket, wanted, ahead, begun: Instant::now(), again: None, failures: 0 }
+        Self { zygote, slot, fds, socket, wanted, ahead, looks: Looks::begin() }
     }
 
     /// The descriptor that is readable when it has something to say; none while that is known already.
     pub(super) fn speaks(&self) -> Option<BorrowedFd<'_>> {
-        self.again.is_none().then(|| self.fds[0].as_fd())
-    }
-
-    /// When something is to be done even if it says nothing.
-    pub(super) fn due(&self) -> Instant {
-        self.again.unwrap_or(self.begun + PATIENCE)
+        self.looks.again.is_none().then(|| self.fds[0].as_fd())
     }
 
     fn last_words(&self) -> String {
@@ -126,20 +151,16 @@ impl Server {
     /// Looks at the children in the slots with these numbers, which have said something, and at those whose time has come.
     pub(super) fn look_at_forking(&mut self, mut numbers: Vec<u64>) {
         let now = Instant::now();
-        numbers.extend(self.forking.iter().filter(|(_, one)| one.due() <= now).map(|(number, _)| *number));
+        numbers
+            .extend(self.forking.iter().filter(|(_, one)| one.looks.due() <= now).map(|(number, _)| *number));
         for number in numbers {
             let Some(mut child) = self.forking.remove(&number) else { continue };
             match self.look_at_child(&child) {
                 Ok(looked) => self.take_child(child, looked),
-                Err(Unfit::Crowded) if now < child.begun + PATIENCE => {
-                    let pause = AGAIN[child.failures.min(AGAIN.len() - 1)];
-                    child.again = Some(now + Duration::from_millis(pause));
-                    child.failures += 1;
+                Err(Unfit::Crowded) if child.looks.crowded() => {
                     self.forking.insert(number, child);
                 }
-                Err(Unfit::Crowded) => self.give_up_child(child, Some("it is not alone")),
-                Err(Unfit::Silent) => self.give_up_child(child, None),
-                Err(Unfit::Ever(why)) => self.give_up_child(child, Some(&why)),
+                Err(unfit) => self.give_up_child(child, &unfit),
             }
         }
         self.ask_for_more();
@@ -155,7 +176,7 @@ impl Server {
 
     fn look_at_child(&self, child: &Forking) -> Result<Looked, Unfit> {
         let Forking { zygote, slot, .. } = child;
-        if child.again.is_none() {
+        if child.looks.again.is_none() {
             let mut byte = [0; 1];
             match recv(child.fds[0].as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
                 Ok(1) => {}
@@ -172,12 +193,12 @@ impl Server {
             socket: Some(child.socket),
         };
         // First: what its zygote starts there from now on would not be seen.
-        slot.ground.group.let_join(0).map_err(|error| Unfit::Ever(text(error)))?;
-        let processes = slot.ground.group.processes().map_err(|error| Unfit::Ever(text(error)))?;
-        if processes.iter().filter(|pid| **pid != slot.made.init).count() > 1 {
+        slot.ground.group.let_join(0)?;
+        let processes = slot.ground.group.processes()?;
+        if slot.is_crowded(&processes) {
             return Err(Unfit::Crowded);
         }
-        look(slot, &processes, &expected).map_err(Unfit::Ever)
+        look(slot, &processes, &expected)
     }
 
     /// A child passed.
@@ -199,21 +220,20 @@ impl Server {
 
     /// There will be nothing of a child. A spare is not replaced until somebody asks: of a zygote whose children die, one would be forked
     /// after the other for ever.
-    ///
-    /// `why`: unless it said nothing.
-    pub(super) fn give_up_child(&mut self, child: Forking, why: Option<&str>) {
+    pub(super) fn give_up_child(&mut self, child: Forking, unfit: &Unfit) {
         let said = child.last_words();
         let Forking { zygote, slot, wanted, .. } = child;
-        let (number, silent) = (slot.ground.number, why.is_none());
-        let why = why.map_or_else(|| format!("it said nothing for {} s", PATIENCE.as_secs()), str::to_owned);
+        let number = slot.ground.number;
         // It may be anything, and is not to look like lines of ours.
         let said = if said.is_empty() { said } else { format!("; its log: {said:?}") };
-        let why = format!("a child of zygote {zygote} did not become instance {number}: {why}{said}");
+        let why = format!("a child of zygote {zygote} did not become instance {number}: {unfit}{said}");
         if wanted.is_some() {
             self.wanting.insert(zygote);
         }
         match wanted {
-            Some(Wanted { id, .. }) if silent => self.answer(id, Ok(Reply::Silent), Vec::new()),
+            Some(Wanted { id, .. }) if matches!(unfit, Unfit::Silent) => {
+                self.answer(id, Ok(Reply::Silent), Vec::new())
+            }
             Some(Wanted { id, .. }) => self.answer(id, Err(why), Vec::new()),
             None => eprintln!("sock: launcher: {why}"),
         }
@@ -259,10 +279,18 @@ impl Server {
 }
 
 /// Why a child is not to be used.
-enum Unfit {
-    /// It has said nothing in all its time.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unfit {
+    /// In all its time.
+    #[error("it said nothing for {} s", PATIENCE.as_secs())]
     Silent,
     /// It may be alone in a moment.
+    #[error("it is not alone")]
     Crowded,
+    #[error("{0}")]
     Ever(String),
+    #[error(transparent)]
+    Unconfined(#[from] verify::Unconfined),
+    #[error(transparent)]
+    Syscall(#[from] crate::SyscallError),
 }

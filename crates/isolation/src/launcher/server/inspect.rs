@@ -32,7 +32,9 @@ impl Server {
             socket: None,
         };
         let processes = instance.slot.ground.group.processes().map_err(text)?;
-        let Looked { checked, fds } = look(&instance.slot, &processes, &expected)?;
+        let looked = look(&instance.slot, &processes, &expected);
+        let Looked { checked, fds } =
+            looked.map_err(|unfit| format!("instance {id} is not confined: {unfit}"))?;
         instance.checked = Some(checked);
         Ok(fds)
     }

@@ -1,12 +1,13 @@
 //! Zygotes and single commands: asked of the slot builder, and taken over from it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::end::{Dying, Ids};
-use super::forking::Wanted;
+use super::forking::{Looks, Unfit, Wanted};
 use super::{Instance, Server, Slot, Zygote, fork_channel, io_text, null, stream_pair, text};
 use crate::builder::{Event, Made};
 use crate::cgroup::Limits;
@@ -24,6 +25,22 @@ pub(super) enum Owner {
     ForkedZygote(ZygoteId, [OwnedFd; 3]),
     Slot(ZygoteId),
     Alone(InstanceId),
+}
+
+/// A forked zygote that says that it has dropped everything.
+pub(super) struct Admitting {
+    /// The request that waits for it.
+    pub(super) id: u64,
+    looks: Looks,
+    /// Its own, once it was looked at and its container is being opened.
+    pidfd: Option<OwnedFd>,
+}
+
+impl Admitting {
+    /// When it is looked at again, unless it has passed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pidfd.is_none().then(|| self.looks.due())
+    }
 }
 
 /// A container that the builder was asked for.
@@ -129,23 +146,62 @@ impl Server {
         let Some(slot) = state.init.as_ref().filter(|_| !state.admitted && state.admitting.is_none()) else {
             return Err(format!("zygote {zygote} does not wait for that"));
         };
+        // First: what its parent starts there from now on would not be seen.
+        slot.ground.group.let_join(0).map_err(text)?;
+        state.admitting = Some(Admitting { id, looks: Looks::begin(), pidfd: None });
+        self.look_at_zygote(zygote);
+        Ok(())
+    }
+
+    /// Looks again at forked zygotes that were not alone and whose time has come.
+    pub(super) fn look_at_zygotes(&mut self) {
+        let now = Instant::now();
+        let again = |state: &Zygote| state.admitting.as_ref().and_then(Admitting::due);
+        let due = self.zygotes.iter().filter(|(_, state)| again(state).is_some_and(|at| at <= now));
+        for zygote in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.look_at_zygote(zygote);
+        }
+    }
+
+    /// Of one that was not alone yet there is no answer.
+    fn look_at_zygote(&mut self, zygote: ZygoteId) {
+        let looked = self.open_zygote(zygote);
+        let Some(admitting) = self.zygotes.get_mut(&zygote).and_then(|state| state.admitting.as_mut()) else {
+            return;
+        };
+        match looked {
+            Ok(pidfd) => admitting.pidfd = Some(pidfd),
+            Err(Unfit::Crowded) if admitting.looks.crowded() => {}
+            Err(unfit) => {
+                let (id, error) = (admitting.id, format!("zygote {zygote} is not confined: {unfit}"));
+                self.zygotes.entry(zygote).and_modify(|state| state.admitting = None);
+                self.answer(id, Err(error), Vec::new());
+            }
+        }
+    }
+
+    /// Gives its pidfd if it is what it has to be.
+    fn open_zygote(&self, zygote: ZygoteId) -> Result<OwnedFd, Unfit> {
+        let state = self.zygotes.get(&zygote);
+        let Some((state, slot)) = state.and_then(|state| Some((state, state.init.as_ref()?))) else {
+            return Err(Unfit::Ever("it is gone".to_owned()));
+        };
         let expected = verify::Expected {
             id: state.span.first,
             filters: 1,
             namespaces: slot.inodes.clone(),
             socket: Some(state.channel),
         };
-        let processes = slot.ground.group.processes().map_err(text)?;
-        let (checked, _) = verify::check(&processes, slot.made.init, &expected)
-            .map_err(|error| format!("zygote {zygote} is not confined: {error}"))?;
-        // Its parent has put into the group what it was to put there.
-        slot.ground.group.let_join(0).map_err(text)?;
+        let processes = slot.ground.group.processes()?;
+        if slot.is_crowded(&processes) {
+            return Err(Unfit::Crowded);
+        }
+        let (checked, _) = verify::check(&processes, slot.made.init, &expected)?;
         let [user, _, mounts, ..] = &slot.made.namespaces[..] else {
-            return Err(format!("zygote {zygote} has no namespaces"));
+            return Err(Unfit::Ever("it has no namespaces".to_owned()));
         };
-        self.host.open(slot.ground.number, user.as_fd(), mounts.as_fd()).map_err(text)?;
-        state.admitting = Some((id, checked.pidfd));
-        Ok(())
+        self.host.open(slot.ground.number, user.as_fd(), mounts.as_fd())?;
+        Ok(checked.pidfd)
     }
 
     /// The container of a forked zygote is open to others, or not.
@@ -155,7 +211,7 @@ impl Server {
             .iter_mut()
             .find(|(_, zygote)| zygote.init.as_ref().is_some_and(|slot| slot.ground.number == number));
         let Some((&zygote, state)) = zygote else { return };
-        let Some((id, pidfd)) = state.admitting.take() else { return };
+        let Some(Admitting { id, pidfd: Some(pidfd), .. }) = state.admitting.take() else { return };
         state.admitted = error.is_none();
         match error {
             None => self.answer(id, Ok(Reply::Done), vec![pidfd]),
