@@ -8,6 +8,7 @@
 //! protocol or died is ended and never used again. An invocation is sent twice only if the instance that was idle had not read
 //! it when it ended.
 
+mod ahead;
 mod ending;
 mod function;
 mod idle;
@@ -37,6 +38,7 @@ use crate::runner::{
     BoxFuture, Function, Invocation, InvocationResult, Outcome, Phases, Report, Runner, RunnerCounts,
     StartKind, ThrottleLimit,
 };
+use ahead::Ahead;
 use ending::ended;
 use function::Prepared;
 use idle::Idle;
@@ -93,6 +95,7 @@ pub(crate) struct Engine {
     places: Mutex<HashMap<FunctionName, Arc<Semaphore>>>,
     functions: Mutex<Functions>,
     idle: Mutex<Idle>,
+    ahead: Arc<Ahead>,
     /// What was found out of the memory of zygotes.
     known_memory: Mutex<report::Known>,
     own: std::sync::Weak<Self>,
@@ -160,11 +163,13 @@ impl Engine {
             places: Mutex::default(),
             functions: Mutex::default(),
             idle: Mutex::new(Idle::new(options.idle_bytes)),
+            ahead: Arc::default(),
             known_memory: Mutex::default(),
             own: own.clone(),
         });
         tokio::spawn(Self::tidy(Arc::downgrade(&engine)));
         tokio::spawn(Self::cultivate(Arc::downgrade(&engine)));
+        tokio::spawn(Self::start_ahead(Arc::downgrade(&engine)));
         Ok(engine)
     }
 
@@ -268,6 +273,20 @@ impl Engine {
         tokio::time::timeout(QUEUE, both).await.ok().flatten()
     }
 
+    /// Keeps an instance for the next invocation of its function; ends one that is of no use for that.
+    fn keep_idle(&self, function: &Function, mut instance: Instance) {
+        let current = lock(&self.functions)
+            .by_name
+            .get(&function.name)
+            .is_some_and(|prepared| prepared.function.revision == instance.revision);
+        if current && instance.peer.is_quiet() {
+            let evicted = lock(&self.idle).keep(&function.name, instance);
+            evicted.into_iter().for_each(Instance::end_later);
+        } else {
+            instance.end_later();
+        }
+    }
+
     async fn run(&self, function: Arc<Function>, invocation: Invocation) -> Outcome {
         let mut phases = Phases::default();
         let permit = self.admit(&function.name).await;
@@ -284,9 +303,10 @@ impl Engine {
             let (mut instance, start, asked) = match idle {
                 Some((instance, thawed)) => {
                     phases.provision = thawed;
-                    (instance, StartKind::Warm, None)
+                    let kind = if instance.unused { StartKind::Ready } else { StartKind::Warm };
+                    (instance, kind, None)
                 }
-                None => match self.start_for(&function, &invocation, &mut phases).await {
+                None => match self.start_for(&function, Some(&invocation), &mut phases).await {
                     Ok(Started { instance, kind, asked }) => (instance, kind, asked),
                     Err(failure) => return start_failed(failure, phases, log_before),
                 },
@@ -294,6 +314,7 @@ impl Engine {
             if start == StartKind::Warm {
                 log_before.extend(instance.peer.take_output().text);
             }
+            instance.unused = false;
             let begin = Instant::now();
             let exchange = exchange(&mut instance.peer, (&function, &invocation), asked);
             let answered = tokio::time::timeout(function.timeout, exchange).await;
@@ -302,8 +323,10 @@ impl Engine {
                 Ok(Ok(result)) => result,
                 Ok(Err(error)) => {
                     let how = self.destroy(&mut instance).await;
-                    if start == StartKind::Warm && matches!(error, PeerError::Unread) {
-                        // What an earlier invocation had done to it is no reason for this one to fail.
+                    if matches!(start, StartKind::Warm | StartKind::Ready)
+                        && matches!(error, PeerError::Unread)
+                    {
+                        // What happened to it before is no reason for this one to fail.
                         log_before.extend(instance.peer.take_output().text);
                         attempt += 1;
                         continue;
@@ -323,15 +346,13 @@ impl Engine {
             instance.max_memory_mb = instance.memory_used().map_or(0, megabytes);
         }
         let max_memory_mb = instance.max_memory_mb;
-        let current = lock(&self.functions)
-            .by_name
-            .get(&function.name)
-            .is_some_and(|prepared| prepared.function.revision == instance.revision);
-        if instance.is_there() && current && !function.single_use && instance.peer.is_quiet() {
-            let evicted = lock(&self.idle).keep(&function.name, instance);
-            evicted.into_iter().for_each(Instance::end_later);
-        } else if instance.is_there() {
-            instance.end_later();
+        if instance.is_there() {
+            if function.single_use {
+                instance.end_later();
+                self.ahead.want(&function);
+            } else {
+                self.keep_idle(&function, instance);
+            }
         }
         drop(permit);
         Outcome { result, start, phases, log_before, log, log_truncated, max_memory_mb }

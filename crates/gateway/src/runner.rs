@@ -135,6 +135,8 @@ pub enum ThrottleLimit {
 pub enum StartKind {
     /// It had run this function before.
     Warm,
+    /// It had its function already, and has run it for nobody.
+    Ready,
     /// Forked, dropped and waiting; it was given the function.
     Spare,
     /// Forked from a process that had initialised this function.
@@ -341,6 +343,7 @@ impl StartKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Warm => "warm",
+            Self::Ready => "ready",
             Self::Spare => "spare",
             Self::FunctionZygote => "function-zygote",
             Self::Zygote => "zygote",

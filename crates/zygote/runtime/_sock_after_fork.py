@@ -20,6 +20,10 @@ current = None
 taken = []
 # Generators of random numbers that imports made, and that were seeded by the system only.
 generators = []
+# Where the state of numpy's own generator is, a Mersenne twister: 624 words of 32 bits, and which comes next. A child fills the words
+# before it runs a line: to have numpy seed it would touch a hundred pages.
+WORDS, WORD = 624, 4
+twister = None
 
 
 def watch_random():
@@ -109,6 +113,27 @@ def settle(before):
         policy = getattr(events, "_event_loop_policy", None)
         current = getattr(getattr(policy, "_local", None), "_loop", None)
     taken[:] = sorted(note() - before | set(taken))
+    find_twister()
+
+
+def find_twister():
+    """In the zygote: where it is, if what is there is what numpy says of it."""
+    global twister
+    twister = None
+    try:
+        generator = sys.modules["numpy.random.mtrand"]._rand
+        name, key, position, gauss, _ = generator.get_state()
+        address = generator._bit_generator.ctypes.state_address
+        held = ctypes.string_at(address, (WORDS + 1) * WORD)
+    except Exception:
+        return  # There is no numpy, or another one than those that are known.
+    if name == "MT19937" and not gauss and held == key.tobytes() + position.to_bytes(WORD, sys.byteorder):
+        twister = address
+
+
+def reseeding():
+    """Random numbers of a child's own, as system calls with their arguments."""
+    return [] if twister is None else [("getrandom", twister, WORDS * WORD, 0)]
 
 
 def is_open(fd):
@@ -152,7 +177,7 @@ def mend():
     """What has to differ between children of one parent, or does not survive a fork."""
     # The random module does so itself, by os.register_at_fork.
     seed = getattr(sys.modules.get("numpy.random"), "seed", None)
-    if seed is not None:
+    if seed is not None and twister is None:
         seed()
     for generator in generators:
         generator.seed()

@@ -578,10 +578,9 @@ def answer(fd, function, payload):
     send(fd, kind, nonce, text)
 
 
-def serve(fd, standard, forked):
+def serve(fd, standard, spare):
     send(fd, b"H")
-    if forked:
-        # While it is looked at.
+    if spare:
         rehearse(standard)
     function = take(fd, standard)
     while function:
@@ -614,12 +613,14 @@ def settle():
         stream.reconfigure(line_buffering=True)
 
 
-def main(fd, standard, forked=False):
-    """Serves until the gateway hangs up or the handler ends the process, which was settled; returns the exit code."""
+def main(fd, standard, spare=False):
+    """Serves until the gateway hangs up or the handler ends the process, which was settled; returns the exit code.
+
+    spare: there is time until it is asked for anything."""
     global serving
     serving = fd
     try:
-        serve(fd, standard, forked)
+        serve(fd, standard, spare)
     except (Gone, BrokenPipeError, ConnectionResetError):
         return 0
     except SystemExit as error:

@@ -7,7 +7,7 @@ calls library code, it only imports; a thread that an import left behind makes i
 A child becomes an instance, or another zygote, which imports more: its slot's user and PID namespace are then its own, and slots
 that are made in those are owned by it.
 
-Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER" or
+Descriptors: 0 /dev/null, 1 and 2 the log, 3 the fork channel (datagrams of the launcher's, "fork NUMBER", "spare NUMBER" or
 "zygote NUMBER" with descriptors, see `FORK`; and ours, "ended NUMBER STATUS", when that child is dead), 4 the control
 socket (frames, with the gateway).
 """
@@ -43,9 +43,11 @@ FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", 
 # Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
 ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
 UID = 1000
-# What children use of what is mapped from the first line on: kinds of access, beginnings of names.
-CODE = {"r-xp": 5, "r--p": 1}
-MAPPED = ("python3", "libpython3", "libc.so", "libc-", "ld-linux", "ld-2")
+PAGE, HUGE = 4096, 2 << 20
+# Of the pages of a huge one, which has them all, those that are there already.
+FULL = 448
+# Present, and mapped by nobody else: proc_pid_pagemap(5).
+OWN, MADV_COLLAPSE = 1 << 63 | 1 << 56, 25
 
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
@@ -55,7 +57,8 @@ NO_ROOT = 3
 ARCH_GET_FS = 0x1003
 # Numbers of system calls on x86_64, the only processor that the native fork is written for.
 SYS = dict(close=3, rt_sigprocmask=14, umask=95, setsid=112, setgroups=116, setresuid=117, setresgid=119, capset=126,
-           prctl=157, arch_prctl=158, openat=257, signalfd4=289, dup3=292, setns=308, seccomp=317, rseq=334, close_range=436)
+           prctl=157, arch_prctl=158, openat=257, signalfd4=289, dup3=292, setns=308, seccomp=317,
+           getrandom=318, rseq=334, close_range=436)
 
 libc = ctypes.CDLL(None, use_errno=True)
 syscall = libc.syscall
@@ -221,22 +224,27 @@ def dropping(uid):
     return steps + [("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)]
 
 
-def share_code():
-    """Has a fork copy the page tables of the interpreter's and the C library's code and constants, as it does where a process has pages of
-    its own. Else a child would fault for each piece of 64 KB that it uses.
+def collapse():
+    """Has stretches of memory that are in use mapped as huge pages, which fork and exit take as one: most of what a fork of large imports costs
+    is the copying of page tables. What a child writes to is copied by the small page as ever. madvise(2), from Linux 6.1; elsewhere, and where
+    there is no memory for it, nothing is lost.
+
+    What is shared with the zygote that this one was forked from stays as it is: it would be copied.
     """
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     with open("/proc/self/maps") as file:
         lines = file.readlines()
-    for line in lines:
-        span, access, _, _, _, *name = line.split(None, 5)
-        if access not in CODE or not name or not name[0].rpartition("/")[2].startswith(MAPPED):
-            continue
-        start, end = (int(number, 16) for number in span.split("-"))
-        at, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
-        if libc.mprotect(at, size, 7) == 0:
-            # One byte as it is.
-            ctypes.memmove(start, start, 1)
-            libc.mprotect(at, size, CODE[access])
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        for line in lines:
+            span, access, _, _, inode = line.split(None, 5)[:5]
+            if access != "rw-p" or inode != "0":
+                continue
+            start, end = (int(number, 16) for number in span.split("-"))
+            for at in range(-(-start // HUGE) * HUGE, end - HUGE + 1, HUGE):
+                file.seek(at // PAGE * 8)
+                pages = memoryview(file.read(HUGE // PAGE * 8)).cast("Q")
+                if sum(page & OWN == OWN for page in pages) >= FULL:
+                    libc.madvise(at, HUGE, MADV_COLLAPSE)
 
 
 def get_ready():
@@ -244,7 +252,7 @@ def get_ready():
     global instance_steps, zygote_steps
     descriptors = after_fork.arrangement(("log", "log", "socket"))
     rest = [("rt_sigprocmask", UNBLOCK, just_ended, 0, 8), ("setsid",), ("umask", 0o022)]
-    instance_steps = Steps(entering() + descriptors + rest + dropping(UID))
+    instance_steps = Steps(entering() + descriptors + rest + dropping(UID) + after_fork.reseeding())
     descriptors = after_fork.arrangement(("log", "log", "socket", "control"), (ended,))
     zygote_steps = Steps(entering() + descriptors + [("setsid",)] + dropping(0))
 
@@ -255,8 +263,8 @@ def check(result, call):
         raise OSError(number, "%s: %s" % (call, os.strerror(number)))
 
 
-def child():
-    """The rest of the life of a forked process."""
+def child(spare):
+    """The rest of the life of a forked process; of a spare, nobody waits for it."""
     try:
         instance_steps.check()
         # The object would close the number, which is the instance's socket now.
@@ -267,7 +275,7 @@ def child():
         os._exit(1)
     code = 1
     try:
-        code = instance.main(3, standard, True)
+        code = instance.main(3, standard, spare)
     finally:
         # Whatever happens, it does not come back as a second zygote. By a name that no handler has replaced.
         instance.leave_now(code)
@@ -287,7 +295,9 @@ def begin_again():
 
 
 def fork():
-    """Takes one datagram off the fork channel: "fork" for an instance, "zygote" for another zygote. Whether this is the other one now."""
+    """Takes one datagram off the fork channel: "fork" or "spare" for an instance that somebody waits for or nobody yet, "zygote" for another
+    zygote. Whether this is the other one now.
+    """
     message, control, _, _ = channel.recvmsg(32, socket.CMSG_SPACE(4 * len(FORK)))
     numbers = []
     for _, _, data in control:
@@ -297,7 +307,7 @@ def fork():
     kind, _, name = message.partition(b" ")
     try:
         expected = len(FORK) if kind == b"zygote" else len(FORK) - 1
-        if kind in (b"fork", b"zygote") and len(numbers) == expected and safe:
+        if kind in (b"fork", b"spare", b"zygote") and len(numbers) == expected and safe:
             fds = dict(zip(FORK, numbers))
             steps = zygote_steps if kind == b"zygote" else instance_steps
             pid = steps.go(fds)
@@ -306,7 +316,7 @@ def fork():
                     begin_again()
                     numbers = ()
                     return True
-                child()
+                child(kind == b"spare")
             children[pid] = name
     except OSError as error:
         sys.stderr.write("sock: zygote: %s\n" % error)
@@ -461,6 +471,7 @@ def import_all(imports):
     # Of those that ended meanwhile nobody has heard.
     reap()
     gc.freeze()
+    collapse()
     files = [instance.file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
     return {
@@ -518,7 +529,6 @@ just_ended, UNBLOCK = ctypes.c_uint64(1 << signal.SIGCHLD - 1), 1
 ended = syscall(SYS["signalfd4"], -1, ctypes.byref(just_ended), 8, os.O_CLOEXEC | os.O_NONBLOCK)
 check(ended, "signalfd4")
 watch_children(True)
-share_code()
 get_ready()
 
 if __name__ == "__main__":

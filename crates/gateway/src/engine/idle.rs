@@ -55,6 +55,12 @@ impl Idle {
         self.count
     }
 
+    /// How many there are of a function as it is now.
+    pub(super) fn count_of(&self, function: &Function) -> usize {
+        let all = self.by_function.get(&function.name).into_iter().flatten();
+        all.filter(|instance| instance.revision == function.revision).count()
+    }
+
     /// How many are frozen, and how much memory of their own all have, bytes.
     pub(super) fn held(&self) -> (usize, u64) {
         let all = || self.by_function.values().flatten();

@@ -41,6 +41,8 @@ pub(super) struct Instance {
     /// Of the function's configuration and code that it was started with.
     pub(super) revision: String,
     pub(super) peer: Peer,
+    /// Whether it has had no invocation.
+    pub(super) unused: bool,
     _using: Option<Using>,
     pub(super) idle_since: Instant,
     /// Memory of its own when that was asked last, bytes; 0 before, and whether that was since its last invocation.
@@ -142,11 +144,11 @@ pub(super) enum StartError {
 }
 
 impl Engine {
-    /// Gets a process for the function, has it import the handler, and may send it the invocation with that.
+    /// Gets a process for the function, has it import the handler, and may send it the invocation, if there is one, with that.
     pub(super) async fn start_for(
         &self,
         function: &Arc<Function>,
-        invocation: &Invocation,
+        invocation: Option<&Invocation>,
         phases: &mut Phases,
     ) -> Result<Started, StartFailure> {
         let prepared = self.prepared(function).await?;
@@ -170,8 +172,8 @@ impl Engine {
         let init =
             frames::encode(Kind::Init, &prepared.init(tell, keep)).map_err(|error| error.to_string())?;
         // What is kept for other instances is what the import of the handler makes, which has seen no event.
-        let early = !keep && invocation.event.len() <= EARLY;
-        let (asked, message) = match early.then(|| ask(function, invocation, true)) {
+        let early = invocation.filter(|invocation| !keep && invocation.event.len() <= EARLY);
+        let (asked, message) = match early.map(|invocation| ask(function, invocation, true)) {
             Some(Ok((nonce, frame))) => (Some(nonce), [init, frame].concat()),
             _ => (None, init),
         };
@@ -271,6 +273,7 @@ impl Engine {
             id,
             revision: function.revision.clone(),
             peer,
+            unused: true,
             _using: using,
             idle_since: Instant::now(),
             bytes: 0,

@@ -36,7 +36,7 @@ with open('facts.json', 'w') as file:
 log = os.dup(1)
 if os.fork() == 0:
     fds = {'log': log, 'socket': 5}
-    for name, *arguments in zygote.after_fork.arrangement(('log', 'log', 'socket')):
+    for name, *arguments in zygote.after_fork.arrangement(('log', 'log', 'socket')) + zygote.after_fork.reseeding():
         arguments = [zygote.ctypes.c_long(zygote.address(fds[argument] if argument in zygote.FORK else argument)) for argument in arguments]
         zygote.check(zygote.syscall(zygote.SYS[name], *arguments), name)
     zygote.watch_children(False)

@@ -218,7 +218,8 @@ impl Server {
         let (socket, theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
         let number = fstat(&theirs).call("fstat").map_err(text)?.st_ino;
-        self.send_fork(zygote, "fork", slot, &[theirs, log_theirs])?;
+        let kind = if wanted.is_some() { "fork" } else { "spare" };
+        self.send_fork(zygote, kind, slot, &[theirs, log_theirs])?;
         Ok(([socket, log], number))
     }
 

@@ -1,0 +1,74 @@
+//! Instances of functions whose every invocation has one of its own, started before there is a next one.
+//!
+//! A spare serves any function of its zygote, so that it has to be given one when a request comes, and that has to be imported. Who was asked for
+//! a single-use function a moment ago is likely to be asked for it again: an instance that has its function already waits among the idle
+//! ones, where it is frozen, and ended for want of memory or after some minutes, as those are.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sock_zygote::tree;
+
+use super::instance::{StartFailure, Started};
+use super::learnt::now;
+use super::{Engine, lock};
+use crate::names::FunctionName;
+use crate::runner::{Function, Phases};
+
+/// After an answer: who asks again at once is served first, and the launcher makes its spares.
+const LULL: Duration = Duration::from_millis(20);
+
+/// What it takes to start one with the lull before it, seconds.
+const SECONDS: f64 = 0.05;
+
+/// Of one function: each has some megabytes of its own.
+const MOST: u32 = 4;
+
+/// Functions that were invoked since they were looked at last.
+#[derive(Default)]
+pub(super) struct Ahead {
+    wanted: Mutex<BTreeMap<FunctionName, Arc<Function>>>,
+    changed: tokio::sync::Notify,
+}
+
+impl Ahead {
+    /// Has instances of `function` started ahead, as many as its arrivals ask for. One that is forked only: an interpreter of its own takes
+    /// several times the memory.
+    pub(super) fn want(&self, function: &Arc<Function>) {
+        if function.fresh {
+            return;
+        }
+        lock(&self.wanted).insert(function.name.clone(), Arc::clone(function));
+        self.changed.notify_one();
+    }
+}
+
+impl Engine {
+    /// Starts them one by one, for as long as the engine is there.
+    pub(super) async fn start_ahead(engine: std::sync::Weak<Self>) {
+        let Some(ahead) = engine.upgrade().map(|engine| Arc::clone(&engine.ahead)) else { return };
+        loop {
+            ahead.changed.notified().await;
+            tokio::time::sleep(LULL).await;
+            let wanted = std::mem::take(&mut *lock(&ahead.wanted));
+            for function in wanted.into_values() {
+                let Some(engine) = engine.upgrade() else { return };
+                engine.start_ahead_of(&function).await;
+            }
+        }
+    }
+
+    /// As many as are missing. What fails is left to the next invocation, whose caller is told why.
+    async fn start_ahead_of(&self, function: &Arc<Function>) {
+        let rate = self.planner.learnt().of(&function.name, &function.revision).invocations.at(now());
+        let missing =
+            (tree::spares(rate, SECONDS, MOST) as usize).saturating_sub(lock(&self.idle).count_of(function));
+        for _ in 0..missing {
+            match self.start_for(function, None, &mut Phases::default()).await {
+                Ok(Started { instance, .. }) => self.keep_idle(function, instance),
+                Err(StartFailure { .. }) => return,
+            }
+        }
+    }
+}
