@@ -296,6 +296,9 @@ impl Engine {
             return Outcome::of(result, StartKind::Cold, phases);
         }
         self.note_invocation(&function);
+        if function.single_use {
+            self.ahead.stir();
+        }
         let mut log_before = Vec::new();
         let mut attempt = 1;
         let (mut instance, start, result) = loop {

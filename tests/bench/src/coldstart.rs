@@ -1,4 +1,4 @@
-//! What a new instance takes, as its client sees it: with a spare, forked on demand, and by an interpreter of its own.
+//! What a new instance takes, as its client sees it: that has its function already, with a spare, forked on demand, and by an interpreter of its own.
 //!
 //! Every invocation has an instance of its own (`--single-use`). A round gives each contender of each function one turn, after the
 //! same idle time: caches that others have used meanwhile are part of what a request meets.
@@ -37,9 +37,10 @@ struct Contender {
     module: Option<&'static str>,
     answer: &'static str,
     bare: Option<BareFork>,
-    /// The first request after the idle time; that of a rapid succession that no spare was left for; the same a moment later, when
-    /// nothing else is being ended meanwhile; `--fresh`.
+    /// The first request after the idle time; the one a moment later, which finds a spare that has no function yet; that of a rapid succession
+    /// that no spare was left for; the same with moments between, when nothing else is being ended meanwhile; `--fresh`.
     first: ByKind,
+    second: ByKind,
     demanded: ByKind,
     later: ByKind,
     fresh: ByKind,
@@ -54,9 +55,22 @@ impl Contender {
         module: Option<&'static str>,
         answer: &'static str,
     ) -> Self {
-        let [first, demanded, later, fresh] = [(); 4].map(|()| ByKind::default());
+        let [first, second, demanded, later, fresh] = [(); 5].map(|()| ByKind::default());
         let (forks, interpreters) = (Samples::default(), Samples::default());
-        Self { name, path, module, answer, bare: None, first, demanded, later, fresh, forks, interpreters }
+        Self {
+            name,
+            path,
+            module,
+            answer,
+            bare: None,
+            first,
+            second,
+            demanded,
+            later,
+            fresh,
+            forks,
+            interpreters,
+        }
     }
 
     fn deploy(&self, server: &Server) -> Result<()> {
@@ -81,7 +95,7 @@ impl Contender {
     fn exhaust(&self, server: &mut Server, between: Duration) -> Result<Answer> {
         for _ in 0..MOST {
             let answer = self.ask(server, self.name)?;
-            if answer.start() != "spare" {
+            if !["ready", "spare"].contains(&answer.start()) {
                 return Ok(answer);
             }
             pause(between);
@@ -91,8 +105,11 @@ impl Contender {
 
     fn turn(&mut self, server: &mut Server, site: &Path, slow: bool) -> Result<()> {
         server.settle()?;
+        server.is_ready(self.name)?;
         pause(IDLE);
         self.first.add(&self.ask(server, self.name)?);
+        pause(MOMENT);
+        self.second.add(&self.ask(server, self.name)?);
         let demanded = self.exhaust(server, Duration::ZERO)?;
         self.demanded.add(&demanded);
         pause(IDLE);
@@ -113,7 +130,8 @@ impl Contender {
     }
 
     fn judge(self) -> bool {
-        let spare = self.first.show(self.name, "spare");
+        let ready = self.first.show(self.name, "ready");
+        self.second.show(&format!("{}, a moment later", self.name), "spare");
         let zygote = self.demanded.show(self.name, "zygote");
         self.later.show(&format!("{}, a moment later", self.name), "zygote");
         self.fresh.show(self.name, "cold");
@@ -121,8 +139,8 @@ impl Contender {
         let import = self.module.map_or_else(|| "pass".to_owned(), |module| format!("import {module}"));
         show(&format!("python3 -c '{import}'"), &self.interpreters);
         let name = self.name;
-        let mut met = judge(&format!("{name}, spare: p50, ms"), spare.median(), Target::AtMost(0.8));
-        met &= judge(&format!("{name}, spare: p99, ms"), spare.quantile(0.99), Target::AtMost(5.0));
+        let mut met = judge(&format!("{name}, ready: p50, ms"), ready.median(), Target::AtMost(0.8));
+        met &= judge(&format!("{name}, ready: p99, ms"), ready.quantile(0.99), Target::AtMost(5.0));
         let beyond = zygote.median() - self.forks.median();
         met &= judge(&format!("{name}, on demand: p50 beyond a bare fork, ms"), beyond, Target::AtMost(1.0));
         println!();
@@ -142,6 +160,7 @@ pub(crate) fn run(sock: &Path) -> Result<bool> {
         contender.deploy(&server)?;
         // What its first instance tells may change its zygote.
         contender.ask(&mut server, contender.name)?;
+        server.is_ready(contender.name)?;
     }
     let site_directory = tempfile::tempdir()?;
     let site = site(&server.data(), site_directory.path())?;

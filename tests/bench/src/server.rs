@@ -174,6 +174,11 @@ impl Server {
         self.wait_until("every spare is there again", settled).map(drop)
     }
 
+    /// Waits until an instance of a single-use function waits for its invocation.
+    pub(crate) fn is_ready(&mut self, name: &str) -> Result<()> {
+        self.wait_until("an instance is ready", |report| report.of(name, "idle") > 0).map(drop)
+    }
+
     /// Ends it, with everything in it.
     pub(crate) fn stop(mut self) -> Result<()> {
         let status = self.end()?;

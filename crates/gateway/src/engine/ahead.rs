@@ -16,8 +16,11 @@ use super::{Engine, lock};
 use crate::names::FunctionName;
 use crate::runner::{Function, Phases};
 
-/// After an answer: who asks again at once is served first, and the launcher makes its spares.
+/// Nothing is started before nothing was asked for this long: it would compete with the very request that took the last one.
 const LULL: Duration = Duration::from_millis(20);
+
+/// Where there is no lull, one is started all the same.
+const AT_LATEST: Duration = Duration::from_millis(200);
 
 /// What it takes to start one with the lull before it, seconds.
 const SECONDS: f64 = 0.05;
@@ -29,10 +32,16 @@ const MOST: u32 = 4;
 #[derive(Default)]
 pub(super) struct Ahead {
     wanted: Mutex<BTreeMap<FunctionName, Arc<Function>>>,
-    changed: tokio::sync::Notify,
+    /// At the beginning and at the end of each of those invocations.
+    stirred: tokio::sync::Notify,
 }
 
 impl Ahead {
+    /// Something is asked for.
+    pub(super) fn stir(&self) {
+        self.stirred.notify_one();
+    }
+
     /// Has instances of `function` started ahead, as many as its arrivals ask for. One that is forked only: an interpreter of its own takes
     /// several times the memory.
     pub(super) fn want(&self, function: &Arc<Function>) {
@@ -40,7 +49,15 @@ impl Ahead {
             return;
         }
         lock(&self.wanted).insert(function.name.clone(), Arc::clone(function));
-        self.changed.notify_one();
+        self.stir();
+    }
+
+    /// Waits for functions that instances are to be started of, and until there is time for that.
+    async fn wait(&self) -> BTreeMap<FunctionName, Arc<Function>> {
+        self.stirred.notified().await;
+        let lull = async { while tokio::time::timeout(LULL, self.stirred.notified()).await.is_ok() {} };
+        let _ = tokio::time::timeout(AT_LATEST, lull).await;
+        std::mem::take(&mut *lock(&self.wanted))
     }
 }
 
@@ -49,10 +66,7 @@ impl Engine {
     pub(super) async fn start_ahead(engine: std::sync::Weak<Self>) {
         let Some(ahead) = engine.upgrade().map(|engine| Arc::clone(&engine.ahead)) else { return };
         loop {
-            ahead.changed.notified().await;
-            tokio::time::sleep(LULL).await;
-            let wanted = std::mem::take(&mut *lock(&ahead.wanted));
-            for function in wanted.into_values() {
+            for function in ahead.wait().await.into_values() {
                 let Some(engine) = engine.upgrade() else { return };
                 engine.start_ahead_of(&function).await;
             }

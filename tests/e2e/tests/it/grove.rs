@@ -131,7 +131,6 @@ impl Grove {
         let all = self.server.processes().into_iter();
         let processes: BTreeSet<_> =
             all.filter(|process| ids.contains(&process.uid) && process.stays()).collect();
-        for p in &processes {}
         // One that has ended meanwhile is in none.
         let groups = processes.iter().map(Process::group).filter(|group| group.contains("/sock-")).collect();
         Remains { processes, groups }

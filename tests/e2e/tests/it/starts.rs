@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
+use crate::grove::idle_of;
 use crate::server::{Server, tests};
 
 #[test]
@@ -20,6 +21,42 @@ fn a_new_instance_is_forked_and_the_next_answer_is_warm() {
     for phase in ["queue", "provision", "init", "handler"] {
         assert!(second.timing.contains(&format!("{phase};dur=")), "{}", second.timing);
     }
+    assert!(server.stop());
+}
+
+/// Waits until an instance of `where` waits for its first invocation.
+fn is_ready(server: &Server) {
+    server.wait_until(|| idle_of(server, "where")["idle"] == 1, |ready| *ready);
+}
+
+#[test]
+fn what_is_used_once_is_started_before_it_is_asked_for_again() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use"]);
+    let mut seen = BTreeSet::from([server.run("where", &json!({})).body["instance"].to_string()]);
+    for _ in 0..3 {
+        is_ready(&server);
+        let answer = server.run("where", &json!({}));
+        assert_eq!((answer.start.as_str(), &answer.body["calls"]), ("ready", &json!(1)), "{answer:?}");
+        assert!(answer.timing.contains("init;dur=0.000"), "{}", answer.timing);
+        assert!(seen.insert(answer.body["instance"].to_string()), "{answer:?}");
+    }
+    // One that dies while it waits is nobody's loss.
+    is_ready(&server);
+    let waits = idle_of(&server, "where");
+    assert_eq!(waits["invocations_per_second"].as_f64().map(|rate| rate > 0.0), Some(true), "{waits}");
+    for process in server.processes() {
+        if process.inside("/var/task/where.py").exists() && process.status("NSpid").ends_with("\t2") {
+            process.try_kill();
+        }
+    }
+    let answer = server.run("where", &json!({}));
+    assert_eq!((answer.status, &answer.body["calls"]), (200, &json!(1)), "{answer:?}");
+    // Nor does one of an older deployment answer.
+    is_ready(&server);
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use", "--env", "GREETING=hello"]);
+    assert_ne!(server.run("where", &json!({})).start, "ready");
     assert!(server.stop());
 }
 
