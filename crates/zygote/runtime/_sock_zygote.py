@@ -33,6 +33,7 @@ import signal
 import socket
 
 import _sock_after_fork as after_fork
+import _sock_memory as memory
 import _sock_recorder as recorder
 
 sys.path.pop(0)
@@ -43,11 +44,6 @@ FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", 
 # Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
 ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
 UID = 1000
-PAGE, HUGE = 4096, 2 << 20
-# Of the pages of a huge one, which has them all, those that are there already.
-FULL = 448
-# Present, and mapped by nobody else: proc_pid_pagemap(5).
-OWN, MADV_COLLAPSE = 1 << 63 | 1 << 56, 25
 
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
@@ -224,29 +220,6 @@ def dropping(uid):
     return steps + [("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)]
 
 
-def collapse():
-    """Has stretches of memory that are in use mapped as huge pages, which fork and exit take as one: most of what a fork of large imports costs
-    is the copying of page tables. What a child writes to is copied by the small page as ever. madvise(2), from Linux 6.1; elsewhere, and where
-    there is no memory for it, nothing is lost.
-
-    What is shared with the zygote that this one was forked from stays as it is: it would be copied.
-    """
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    with open("/proc/self/maps") as file:
-        lines = file.readlines()
-    with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        for line in lines:
-            span, access, _, _, inode = line.split(None, 5)[:5]
-            if access != "rw-p" or inode != "0":
-                continue
-            start, end = (int(number, 16) for number in span.split("-"))
-            for at in range(-(-start // HUGE) * HUGE, end - HUGE + 1, HUGE):
-                file.seek(at // PAGE * 8)
-                pages = memoryview(file.read(HUGE // PAGE * 8)).cast("Q")
-                if sum(page & OWN == OWN for page in pages) >= FULL:
-                    libc.madvise(at, HUGE, MADV_COLLAPSE)
-
-
 def get_ready():
     """To fork: makes the steps of children, as what is imported wants them."""
     global instance_steps, zygote_steps
@@ -418,29 +391,6 @@ def rehearse():
     forget_listings()
 
 
-def fill_holes():
-    """Takes all free memory that lies between what is in use. A child would fill it with small things of its own, one here and one
-    there, and each would cost it the copy of a page: a tenth of all that it copies until its first answer.
-
-    Sizes from the largest down, each until the C library gives memory from the heap's end. What is taken is never given back.
-    """
-    malloc, free = libc.malloc, libc.free
-    malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-    # Below what the C library maps apart; above that, holes are whole pages.
-    sizes = [100000, 65536, 32768, 16384, 8192, 4096, 2048] + list(range(1024, 8, -16))
-    # The C library of another kind may never give memory from an end.
-    left = 1000000
-    for size in sizes:
-        end = malloc(sizes[0])
-        free(end)
-        while left:
-            left -= 1
-            taken = malloc(size)
-            if taken is None or taken >= end:
-                free(taken)
-                break
-
-
 def import_all(imports):
     """Imports, and tells what the sharing rule needs to know about it."""
     global safe
@@ -465,13 +415,13 @@ def import_all(imports):
     # What was printed is the zygote's log, not that of each child.
     instance.flush()
     gc.collect()
-    fill_holes()
+    memory.fill_holes()
     after_fork.settle(open_before)
     get_ready()
     # Of those that ended meanwhile nobody has heard.
     reap()
     gc.freeze()
-    collapse()
+    memory.collapse()
     files = [instance.file_of(module) for module in list(sys.modules.values())]
     native = any(file.startswith(instance.PACKAGES) and file.endswith(".so") for file in files)
     return {

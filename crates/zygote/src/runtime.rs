@@ -22,6 +22,7 @@ pub fn files() -> Vec<(PathBuf, Vec<u8>)> {
 const PYTHON: &[(&str, &str)] = &[
     ("_sock_after_fork.py", include_str!("../runtime/_sock_after_fork.py")),
     ("_sock_instance.py", include_str!("../runtime/_sock_instance.py")),
+    ("_sock_memory.py", include_str!("../runtime/_sock_memory.py")),
     ("_sock_recorder.py", include_str!("../runtime/_sock_recorder.py")),
     ("_sock_zygote.py", include_str!("../runtime/_sock_zygote.py")),
 ];

@@ -4,7 +4,7 @@
 //! a single-use function a moment ago is likely to be asked for it again: an instance that has its function already waits among the idle
 //! ones, where it is frozen, and ended for want of memory or after some minutes, as those are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub(super) struct Ahead {
     wanted: Mutex<BTreeMap<FunctionName, Arc<Function>>>,
     /// At the beginning and at the end of each of those invocations.
     stirred: tokio::sync::Notify,
+    /// Functions that instances are being started of: the import of one may take minutes.
+    busy: Mutex<BTreeSet<FunctionName>>,
 }
 
 impl Ahead {
@@ -62,19 +64,27 @@ impl Ahead {
 }
 
 impl Engine {
-    /// Starts them one by one, for as long as the engine is there.
+    /// Starts them, for as long as the engine is there.
     pub(super) async fn start_ahead(engine: std::sync::Weak<Self>) {
         let Some(ahead) = engine.upgrade().map(|engine| Arc::clone(&engine.ahead)) else { return };
         loop {
             for function in ahead.wait().await.into_values() {
                 let Some(engine) = engine.upgrade() else { return };
-                engine.start_ahead_of(&function).await;
+                if lock(&ahead.busy).insert(function.name.clone()) {
+                    let ahead = Arc::clone(&ahead);
+                    tokio::spawn(async move {
+                        engine.start_ahead_of(&function).await;
+                        lock(&ahead.busy).remove(&function.name);
+                    });
+                }
             }
         }
     }
 
-    /// As many as are missing. What fails is left to the next invocation, whose caller is told why.
+    /// As many as are missing, one by one. What fails is left to the next invocation, whose caller is told why.
     async fn start_ahead_of(&self, function: &Arc<Function>) {
+        // Where all places are taken there are others to serve.
+        let Ok(_place) = self.running.try_acquire() else { return };
         let rate = self.planner.learnt().of(&function.name, &function.revision).invocations.at(now());
         let missing =
             (tree::spares(rate, SECONDS, MOST) as usize).saturating_sub(lock(&self.idle).count_of(function));

@@ -10,6 +10,7 @@ mod instance;
 mod known;
 mod loading;
 mod logging;
+mod memory;
 mod numpy;
 mod processes;
 mod recorder;
