@@ -1,6 +1,9 @@
 """What a zygote does with its memory so that forks of it are cheap. No rights needed."""
 
 import ctypes
+import gc
+import sys
+from types import FunctionType
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -34,6 +37,28 @@ def fill_holes():
             if taken is None or taken >= end:
                 free(taken)
                 break
+
+
+def gather(action, environment):
+    """Puts what `action` uses side by side, as far as it can be moved: the code of functions, and the environment's strings. What is used once has
+    its references counted, and the first count in a child copies its page.
+    """
+    used = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            used.add(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    for function in [thing for thing in gc.get_objects() if type(thing) is FunctionType and thing.__code__ in used]:
+        function.__code__ = function.__code__.replace()
+    items = [(bytes(bytearray(name)), bytes(bytearray(value))) for name, value in environment.items()]
+    environment.clear()
+    environment.update(items)
 
 
 def collapse():

@@ -44,6 +44,8 @@ FORK = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "group", "socket", 
 # Idle threads of memory allocators that survive a fork of the others: they hold no lock while they sleep.
 ALLOCATOR_THREADS = ("jemalloc_bg_thd", "background_thre", "mimalloc", "arrow_jemalloc")
 UID = 1000
+# Calls until the interpreter has adapted a function's code to what it does, which was made anew.
+WARMING = 10
 
 CLONE = {"user": 0x10000000, "pid": 0x20000000, "mnt": 0x20000, "net": 0x40000000, "ipc": 0x8000000,
          "uts": 0x4000000, "cgroup": 0x2000000}
@@ -416,6 +418,9 @@ def import_all(imports):
     instance.flush()
     gc.collect()
     memory.fill_holes()
+    memory.gather(rehearse, instance.environment)
+    for _ in range(WARMING):
+        rehearse()
     after_fork.settle(open_before)
     get_ready()
     # Of those that ended meanwhile nobody has heard.

@@ -27,3 +27,28 @@ assert not any(empty[::4096])
 ";
     assert_eq!(crate::run(script), "");
 }
+
+#[test]
+fn what_is_used_is_put_side_by_side_and_does_what_it_did() {
+    let script = "
+import _sock_memory as memory
+
+def used(first, *, second=2):
+    def inner():
+        return first + second
+    return inner()
+
+def unused():
+    return 1
+
+environment = {b'NAME': b'a value', b'OTHER': b''}
+before = used.__code__, unused.__code__, {name: (id(name), id(value)) for name, value in environment.items()}
+same = environment
+memory.gather(lambda: used(1), environment)
+assert used.__code__ is not before[0] and unused.__code__ is before[1]
+assert used(1) == 3 and used(1, second=5) == 6
+assert environment is same and environment == {b'NAME': b'a value', b'OTHER': b''}
+assert all(id(name) != before[2][name][0] for name in environment)
+";
+    assert_eq!(crate::run(script), "");
+}
