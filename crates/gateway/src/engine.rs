@@ -123,6 +123,10 @@ impl Functions {
         }
     }
 
+    fn is_current(&self, function: &Function) -> bool {
+        self.by_name.get(&function.name).is_some_and(|known| known.function.revision == function.revision)
+    }
+
     fn prepared(&self) -> impl Iterator<Item = Arc<Prepared>> {
         self.by_name.values().map(Arc::clone)
     }
@@ -273,18 +277,16 @@ impl Engine {
         tokio::time::timeout(QUEUE, both).await.ok().flatten()
     }
 
-    /// Keeps an instance for the next invocation of its function; ends one that is of no use for that.
-    fn keep_idle(&self, function: &Function, mut instance: Instance) {
-        let current = lock(&self.functions)
-            .by_name
-            .get(&function.name)
-            .is_some_and(|prepared| prepared.function.revision == instance.revision);
-        if current && instance.peer.is_quiet() {
-            let evicted = lock(&self.idle).keep(&function.name, instance);
-            evicted.into_iter().for_each(Instance::end_later);
-        } else {
-            instance.end_later();
-        }
+    /// Keeps an instance for the next invocation of its function; ends one that is of no use for that. Whether it is kept.
+    fn keep_idle(&self, mut instance: Instance) -> bool {
+        let quiet = instance.peer.is_quiet();
+        // Held until it is kept: a function that is deleted meanwhile would leave it.
+        let functions = lock(&self.functions);
+        let kept = quiet && functions.is_current(&instance.function);
+        let gone = if kept { lock(&self.idle).keep(instance) } else { Some(instance) };
+        drop(functions);
+        gone.into_iter().for_each(Instance::end_later);
+        kept
     }
 
     async fn run(&self, function: Arc<Function>, invocation: Invocation) -> Outcome {
@@ -296,9 +298,7 @@ impl Engine {
             return Outcome::of(result, StartKind::Cold, phases);
         }
         self.note_invocation(&function);
-        if function.single_use {
-            self.ahead.stir();
-        }
+        self.ahead.note_request();
         let mut log_before = Vec::new();
         let mut attempt = 1;
         let (mut instance, start, result) = loop {
@@ -354,7 +354,7 @@ impl Engine {
                 instance.end_later();
                 self.ahead.want(&function);
             } else {
-                self.keep_idle(&function, instance);
+                self.keep_idle(instance);
             }
         }
         drop(permit);

@@ -43,18 +43,18 @@ def gather(action, environment):
     """Puts what `action` uses side by side, as far as it can be moved: the code of functions, and the environment's strings. What is used once has
     its references counted, and the first count in a child copies its page.
     """
-    used = set()
+    used, before = {}, sys.getprofile()
 
     def note(frame, event, _):
         if event == "call":
-            used.add(frame.f_code)
+            used[id(frame.f_code)] = frame.f_code
 
     sys.setprofile(note)
     try:
         action()
     finally:
-        sys.setprofile(None)
-    for function in [thing for thing in gc.get_objects() if type(thing) is FunctionType and thing.__code__ in used]:
+        sys.setprofile(before)
+    for function in [thing for thing in gc.get_objects() if type(thing) is FunctionType and id(thing.__code__) in used]:
         function.__code__ = function.__code__.replace()
     items = [(bytes(bytearray(name)), bytes(bytearray(value))) for name, value in environment.items()]
     environment.clear()
@@ -68,16 +68,18 @@ def collapse():
 
     What is shared with the zygote that this one was forked from stays as it is: it would be copied.
     """
-    with open("/proc/self/maps") as file:
-        lines = file.readlines()
-    with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        for line in lines:
+    try:
+        maps, pagemap = open("/proc/self/maps"), open("/proc/self/pagemap", "rb", buffering=0)
+    except OSError:
+        return
+    with maps, pagemap:
+        for line in maps.readlines():
             span, access, _, _, inode = line.split(None, 5)[:5]
             if access != "rw-p" or inode != "0":
                 continue
             start, end = (int(number, 16) for number in span.split("-"))
             for at in range(-(-start // HUGE) * HUGE, end - HUGE + 1, HUGE):
-                file.seek(at // PAGE * 8)
-                pages = memoryview(file.read(HUGE // PAGE * 8)).cast("Q")
+                pagemap.seek(at // PAGE * 8)
+                pages = memoryview(pagemap.read(HUGE // PAGE * 8)).cast("Q")
                 if sum(page & OWN == OWN for page in pages) >= FULL:
                     libc.madvise(at, HUGE, MADV_COLLAPSE)

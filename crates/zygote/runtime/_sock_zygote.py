@@ -386,8 +386,12 @@ def rehearse():
     environment, path, directory = dict(os.environ), list(sys.path), os.getcwd()
     instance.rehearsed.clear()
     instance.rehearse(standard)
-    os.environ.clear()
-    os.environ.update(environment)
+    # Without making anew what is as it was.
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
     sys.path[:] = path
     os.chdir(directory)
     forget_listings()

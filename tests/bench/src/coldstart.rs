@@ -131,7 +131,7 @@ impl Contender {
 
     fn judge(self) -> bool {
         let ready = self.first.show(self.name, "ready");
-        self.second.show(&format!("{}, a moment later", self.name), "spare");
+        let spare = self.second.show(&format!("{}, a moment later", self.name), "spare");
         let zygote = self.demanded.show(self.name, "zygote");
         self.later.show(&format!("{}, a moment later", self.name), "zygote");
         self.fresh.show(self.name, "cold");
@@ -141,6 +141,8 @@ impl Contender {
         let name = self.name;
         let mut met = judge(&format!("{name}, ready: p50, ms"), ready.median(), Target::AtMost(0.8));
         met &= judge(&format!("{name}, ready: p99, ms"), ready.quantile(0.99), Target::AtMost(5.0));
+        met &= judge(&format!("{name}, spare: p50, ms"), spare.median(), Target::AtMost(0.8));
+        met &= judge(&format!("{name}, spare: p99, ms"), spare.quantile(0.99), Target::AtMost(5.0));
         let beyond = zygote.median() - self.forks.median();
         met &= judge(&format!("{name}, on demand: p50 beyond a bare fork, ms"), beyond, Target::AtMost(1.0));
         println!();

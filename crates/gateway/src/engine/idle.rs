@@ -58,7 +58,7 @@ impl Idle {
     /// How many there are of a function as it is now.
     pub(super) fn count_of(&self, function: &Function) -> usize {
         let all = self.by_function.get(&function.name).into_iter().flatten();
-        all.filter(|instance| instance.revision == function.revision).count()
+        all.filter(|instance| instance.is_of(function)).count()
     }
 
     /// How many are frozen, and how much memory of their own all have, bytes.
@@ -73,7 +73,7 @@ impl Idle {
         let instances = self.by_function.get_mut(&function.name);
         // The one that was used last has most of its memory still mapped.
         for mut instance in instances.into_iter().flat_map(|all| std::iter::from_fn(|| all.pop_back())) {
-            if instance.revision == function.revision && instance.peer.is_quiet() {
+            if instance.is_of(function) && instance.peer.is_quiet() {
                 found = Some(instance);
                 break;
             }
@@ -84,10 +84,10 @@ impl Idle {
     }
 
     /// Keeps one; and hands out the one that has been idle longest, if they are too many.
-    pub(super) fn keep(&mut self, name: &FunctionName, mut instance: Instance) -> Option<Instance> {
+    pub(super) fn keep(&mut self, mut instance: Instance) -> Option<Instance> {
         instance.idle_since = Instant::now();
         instance.measured = false;
-        self.by_function.entry(name.clone()).or_default().push_back(instance);
+        self.by_function.entry(instance.function.name.clone()).or_default().push_back(instance);
         self.count += 1;
         if self.count <= MAX_IDLE {
             return None;

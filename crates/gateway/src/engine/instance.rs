@@ -38,8 +38,8 @@ const GONE: InstanceId = 0;
 /// A process that was checked and has imported its handler.
 pub(super) struct Instance {
     pub(super) id: InstanceId,
-    /// Of the function's configuration and code that it was started with.
-    pub(super) revision: String,
+    /// As it was started with.
+    pub(super) function: Arc<Function>,
     pub(super) peer: Peer,
     /// Whether it has had no invocation.
     pub(super) unused: bool,
@@ -58,6 +58,13 @@ pub(super) struct Instance {
 }
 
 impl Instance {
+    /// Whether it is one of `function` as that is now. How it is marked changes without a new revision.
+    pub(super) fn is_of(&self, function: &Function) -> bool {
+        let Function { revision, fresh, tenant, single_use, .. } = &*self.function;
+        (revision, fresh, tenant) == (&function.revision, &function.fresh, &function.tenant)
+            && (*single_use == function.single_use || self.unused)
+    }
+
     /// Whether it was not destroyed by hand.
     pub(super) fn is_there(&self) -> bool {
         self.id != GONE
@@ -157,9 +164,16 @@ impl Engine {
         let (mut instance, kind, zygote) = loop {
             let forking = !function.fresh && attempt < ATTEMPTS;
             let zygote = forking.then(|| self.choose(&prepared)).flatten();
+            if zygote.is_none() && invocation.is_none() {
+                return Err("it is not forked, and nobody waits for an interpreter of its own"
+                    .to_owned()
+                    .into());
+            }
             match self.obtain(&prepared, zygote.clone()).await {
                 Ok((instance, kind)) => break (instance, kind, zygote),
-                Err(why) if attempt == ATTEMPTS || function.fresh => return Err(why.into()),
+                Err(why) if attempt == ATTEMPTS || function.fresh || invocation.is_none() => {
+                    return Err(why.into());
+                }
                 // None of the function's code has run.
                 Err(why) => tracing::warn!(function = %function.name, why, "trying another process"),
             }
@@ -177,7 +191,8 @@ impl Engine {
             Some(Ok((nonce, frame))) => (Some(nonce), [init, frame].concat()),
             _ => (None, init),
         };
-        let limit = START.max(function.timeout);
+        // What takes longer than that is not for who does not wait for it.
+        let limit = if invocation.is_some() { START.max(function.timeout) } else { START };
         let import = async {
             instance.peer.send_all(&message).await?;
             instance.peer.receive().await
@@ -271,7 +286,7 @@ impl Engine {
         })?;
         let mut instance = Instance {
             id,
-            revision: function.revision.clone(),
+            function: Arc::clone(function),
             peer,
             unused: true,
             _using: using,

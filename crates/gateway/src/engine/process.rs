@@ -72,6 +72,8 @@ pub(crate) struct Peer {
     process: Option<pipe::Receiver>,
     decoder: Decoder,
     output: Output,
+    /// How much it had written before nothing was expected of it, bytes.
+    asked: u64,
 }
 
 impl Peer {
@@ -84,7 +86,7 @@ impl Peer {
         let log = pipe::Receiver::from_owned_fd(log)?;
         let socket = UnixStream::from_std(socket)?;
         let (decoder, output) = (Decoder::default(), Output::default());
-        Ok(Self { socket, log, log_open: true, process: None, decoder, output })
+        Ok(Self { socket, log, log_open: true, process: None, decoder, output, asked: 0 })
     }
 
     /// From now on its end is what the kernel says of the process behind `pidfd`, not what becomes of its socket: a child may
@@ -176,6 +178,12 @@ impl Peer {
         }
     }
 
+    /// From now on what it writes is written unasked.
+    pub(crate) fn settle(&mut self) {
+        self.read_output();
+        self.asked = self.output.total();
+    }
+
     /// Whether it can take another invocation: it lives, and has neither hung up nor said or written much unasked.
     pub(crate) fn is_quiet(&mut self) -> bool {
         let mut byte = [0; 1];
@@ -184,7 +192,7 @@ impl Peer {
         });
         self.read_output();
         lives
-            && self.output.total() < MAX_UNASKED
+            && self.output.total().saturating_sub(self.asked) < MAX_UNASKED
             && self.decoder.is_empty()
             && matches!(self.socket.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -192,6 +200,7 @@ impl Peer {
     /// Everything written until now. What a process wrote before it answered is in the pipe when its answer arrives.
     pub(crate) fn take_output(&mut self) -> Output {
         self.read_output();
+        self.asked = 0;
         std::mem::take(&mut self.output)
     }
 

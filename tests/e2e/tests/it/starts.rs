@@ -53,7 +53,13 @@ fn what_is_used_once_is_started_before_it_is_asked_for_again() {
     }
     let answer = server.run("where", &json!({}));
     assert_eq!((answer.status, &answer.body["calls"]), (200, &json!(1)), "{answer:?}");
-    // Nor does one of an older deployment answer.
+    // Nor does one answer that was marked otherwise when it was started.
+    is_ready(&server);
+    let arn = server.ask("GET", "/2015-03-31/functions/where/configuration", b"").body["FunctionArn"].clone();
+    let tags = format!("/2017-03-31/tags/{}", arn.as_str().unwrap());
+    assert_eq!(server.ask("POST", &tags, br#"{"Tags": {"sock:tenant": "another"}}"#).status, 204);
+    assert_ne!(server.run("where", &json!({})).start, "ready");
+    // Nor one of an older deployment.
     is_ready(&server);
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use", "--env", "GREETING=hello"]);
     assert_ne!(server.run("where", &json!({})).start, "ready");
