@@ -240,7 +240,7 @@ fn instance_over() -> Result<(), Failed> {
         // What it writes before it is looked at is no sign of life.
         loop {
             let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-            assert_eq!(nix::poll::poll(&mut wanted, 2000u16)?, 1, "nobody looks at it");
+            assert_eq!(nix::poll::poll(&mut wanted, 20_000u16)?, 1, "nobody looks at it");
             if nix::unistd::read(socket, &mut said)? == 0 || taken {
                 break;
             }
