@@ -15,10 +15,12 @@ use functions::{Case, Function};
 use server::Server;
 use table::{Measured, Row};
 
-/// Rounds in which new instances of a function are measured. Each takes three deployed copies, since one that answered is
-/// warm: one is invoked after a pause and finds a spare, two without a pause, of which the second has to be forked on demand.
+/// Rounds in which new instances of a function are measured. Each takes some deployed copies, since one that answered is
+/// warm: one is invoked after a pause and finds a spare, the others without a pause, until one has to be forked on demand.
 const ROUNDS: usize = 5;
-const PER_ROUND: usize = 3;
+const PER_ROUND: usize = 6;
+/// Of a slow function: at the same moment.
+const TOGETHER: usize = 3;
 /// For `stats`, whose start is compared with an interpreter that imports pandas.
 const STATS_ROUNDS: usize = 24;
 const WARM: usize = 200;
@@ -164,25 +166,32 @@ fn new_instances(server: &Server, function: &Function, compared: bool) -> Result
         server::import_pandas(view)?;
     }
     for round in 0..rounds(function) {
-        let copies = [0, 1, 2].map(|copy| copy_name(function, round * PER_ROUND + copy));
+        let copies: Vec<String> =
+            (0..PER_ROUND).map(|copy| copy_name(function, round * PER_ROUND + copy)).collect();
         pause();
         new.push(measure(server, &copies[0], function)?);
         if let Some(view) = &view {
             imports.push(server::import_pandas(view)?);
         }
-        // Its zygote has one spare again, which the first of these takes; the next has to be forked.
+        // Its zygote has spares again, as many as there were requests for, which the first of these take; the next has to be forked.
         pause();
         if compared {
-            measure(server, &copies[1], function)?;
-            new.push(measure(server, &copies[2], function)?);
+            for copy in &copies[1..] {
+                let one = measure(server, copy, function)?;
+                if one.start == "zygote" {
+                    new.push(one);
+                    break;
+                }
+            }
             continue;
         }
-        // Of a slow function only if it comes at the same moment; two on few processors take longer.
-        let pair = std::thread::scope(|scope| {
-            let calls = [&copies[1], &copies[2]].map(|copy| scope.spawn(|| measure(server, copy, function)));
-            calls.map(std::thread::ScopedJoinHandle::join)
+        // Of a slow function only if they come at the same moment; several on few processors take longer.
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let start = |copy| scope.spawn(move || measure(server, copy, function));
+            let calls: Vec<_> = copies[1..=TOGETHER].iter().map(String::as_str).map(start).collect();
+            calls.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
         });
-        for one in pair {
+        for one in together {
             let one = one.map_err(|_| anyhow::anyhow!("a measuring thread panicked"))??;
             if one.start == "zygote" {
                 new.push(one);
