@@ -24,6 +24,9 @@ use crate::runner::Function;
 /// How often it plans where nothing asks for it: rates change.
 const ROUND: Duration = Duration::from_secs(10);
 
+/// How long after a start that no plan knew of: it would compete with the very request that asked for it, and others may follow.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Planning for many functions takes a while: no more than a fiftieth of the time is spent on it where nothing asks for it.
 const IDLE_FACTOR: u32 = 50;
 
@@ -378,8 +381,10 @@ impl Engine {
             let Some(planner) = engine.upgrade().map(|engine| Arc::clone(&engine.planner)) else { return };
             let when_due = async {
                 tokio::time::sleep(pause).await;
-                let _ =
-                    tokio::time::timeout(ROUND.saturating_sub(pause), planner.unforeseen.notified()).await;
+                let foreseen = ROUND.saturating_sub(pause);
+                if tokio::time::timeout(foreseen, planner.unforeseen.notified()).await.is_ok() {
+                    tokio::time::sleep(SOON).await;
+                }
             };
             tokio::select! {
                 () = planner.changed.notified() => {}
