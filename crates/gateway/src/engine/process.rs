@@ -208,7 +208,8 @@ impl Peer {
         let mut buffer = [0; 16 << 10];
         // A process that never stops writing must not keep us here.
         for _ in 0..64 {
-            match self.log.try_read(&mut buffer) {
+            // Of the kernel, not of tokio: that may have been told of the answer, and not yet of what was written before it.
+            match nix::unistd::read(&self.log, &mut buffer) {
                 Ok(count) if count > 0 => self.output.push(&buffer[..count]),
                 _ => break,
             }
