@@ -42,7 +42,7 @@ pub(crate) struct Deploy {
     /// A new interpreter for each new instance, never a zygote
     #[arg(long)]
     fresh: bool,
-    /// An instance of its own for each invocation
+    /// An instance of its own for each invocation; the next one imports the function before it is asked for
     #[arg(long)]
     single_use: bool,
     /// Whose it is: third-party code that was imported for one tenant never serves another

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::grove::idle_of;
-use crate::server::{Server, tests};
+use crate::server::{Process, Server, tests};
 
 #[test]
 fn a_new_instance_is_forked_and_the_next_answer_is_warm() {
@@ -46,11 +46,11 @@ fn what_is_used_once_is_started_before_it_is_asked_for_again() {
     is_ready(&server);
     let waits = idle_of(&server, "where");
     assert_eq!(waits["invocations_per_second"].as_f64().map(|rate| rate > 0.0), Some(true), "{waits}");
-    for process in server.processes() {
-        if process.inside("/var/task/where.py").exists() && process.status("NSpid").ends_with("\t2") {
-            process.try_kill();
-        }
-    }
+    let has_it = |process: &Process| process.inside("/var/task/where.py").exists();
+    let waiting: Vec<Process> = server.processes().into_iter().filter(has_it).collect();
+    // Its PID 1, and itself.
+    assert_eq!(waiting.len(), 2, "{waiting:?}");
+    waiting.iter().for_each(Process::try_kill);
     let answer = server.run("where", &json!({}));
     assert_eq!((answer.status, &answer.body["calls"]), (200, &json!(1)), "{answer:?}");
     // Nor does one answer that was marked otherwise when it was started.
