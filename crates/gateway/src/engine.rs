@@ -19,11 +19,13 @@ mod planner;
 mod process;
 mod python;
 mod report;
+mod spares;
 mod zygotes;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -91,14 +93,48 @@ pub(crate) struct Engine {
     pythons: Vec<Python>,
     data_dir: PathBuf,
     running: Semaphore,
-    /// The places of each function.
-    places: Mutex<HashMap<FunctionName, Arc<Semaphore>>>,
+    places: Mutex<HashMap<FunctionName, Arc<Places>>>,
     functions: Mutex<Functions>,
     idle: Mutex<Idle>,
     ahead: Arc<Ahead>,
     /// What was found out of the memory of zygotes.
     known_memory: Mutex<report::Known>,
     own: std::sync::Weak<Self>,
+}
+
+/// The places of a function.
+struct Places {
+    free: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(MAX_OF_ONE)), waiting: AtomicUsize::new(0) }
+    }
+}
+
+impl Places {
+    /// Invocations that wait for one.
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts an invocation among those that wait for a place.
+struct Waiting<'a>(&'a Places);
+
+impl<'a> Waiting<'a> {
+    fn begin(places: &'a Places) -> Self {
+        places.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(places)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What was prepared of the functions that are deployed.
@@ -270,10 +306,11 @@ impl Engine {
 
     /// Waits for a place among the function's, and then among all.
     async fn admit(&self, name: &FunctionName) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
-        let new = || Arc::new(Semaphore::new(MAX_OF_ONE));
-        let own = Arc::clone(lock(&self.places).entry(name.clone()).or_insert_with(new));
+        let own = Arc::clone(lock(&self.places).entry(name.clone()).or_default());
+        let _waiting = Waiting::begin(&own);
+        let free = Arc::clone(&own.free);
         // Neither is ever closed.
-        let both = async { Some((own.acquire_owned().await.ok()?, self.running.acquire().await.ok()?)) };
+        let both = async { Some((free.acquire_owned().await.ok()?, self.running.acquire().await.ok()?)) };
         tokio::time::timeout(QUEUE, both).await.ok().flatten()
     }
 

@@ -213,6 +213,11 @@ impl Pairs {
         Self { taken: BTreeSet::new(), next: 0, count }
     }
 
+    /// How many there are, those in use included.
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
     /// A free pair, `None` when all of them are in use.
     pub(crate) fn take(&mut self) -> Option<Pair> {
         for _ in 0..self.count {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request};
+use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request, ZygoteId};
 use sock_isolation::{Command, Role};
 use sock_zygote::frames::{self, Kind, Nonce, Ready};
 use sock_zygote::runtime::{self, Entry};
@@ -43,7 +43,7 @@ pub(super) struct Instance {
     pub(super) peer: Peer,
     /// Whether it has had no invocation.
     pub(super) unused: bool,
-    _using: Option<Using>,
+    using: Option<Using>,
     pub(super) idle_since: Instant,
     /// Memory of its own when that was asked last, bytes; 0 before, and whether that was since its last invocation.
     pub(super) bytes: u64,
@@ -63,6 +63,11 @@ impl Instance {
         let Function { revision, fresh, tenant, single_use, .. } = &*self.function;
         (revision, fresh, tenant) == (&function.revision, &function.fresh, &function.tenant)
             && (*single_use == function.single_use || self.unused)
+    }
+
+    /// The zygote that it was forked from.
+    pub(super) fn zygote(&self) -> Option<ZygoteId> {
+        self.using.as_ref().map(Using::zygote)
     }
 
     /// Whether it was not destroyed by hand.
@@ -289,7 +294,7 @@ impl Engine {
             function: Arc::clone(function),
             peer,
             unused: true,
-            _using: using,
+            using,
             idle_since: Instant::now(),
             bytes: 0,
             measured: false,

@@ -17,7 +17,8 @@ use sock_zygote::{Import, Lock, sound};
 
 use super::function::Prepared;
 use super::learnt::{Learnt, now};
-use super::zygotes::{SLOTS, Wish, Zygote};
+use super::spares::expects_none;
+use super::zygotes::{Wish, Zygote};
 use super::{Engine, lock};
 use crate::runner::Function;
 
@@ -42,15 +43,6 @@ const NODES: usize = 40;
 
 /// A zygote that was forked from another one than it should have been is replaced if that saves so much memory.
 const REPLACE: f64 = 16e6;
-
-/// What making a spare takes, seconds: it waits for a lull of 20 ms, and then a fork.
-const SPARE_SECONDS: f64 = 0.05;
-
-/// Spares of one zygote. More are forked on demand.
-const SPARES: u32 = 16;
-
-/// Slots of one zygote, of about 400 KB each. The launcher keeps no more.
-const MOST_SLOTS: u32 = 64;
 
 /// The budget where the operator names none: a quarter of the machine's memory.
 pub(crate) fn default_budget() -> u64 {
@@ -78,13 +70,13 @@ pub(crate) struct Planner {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Expected {
+pub(super) struct Expected {
     /// What it saves, microseconds a second.
     saved: f64,
     /// New instances a second of each of its processes.
-    rate: f64,
+    pub(super) rate: f64,
     /// Whether any function is best served by it.
-    serves: bool,
+    pub(super) serves: bool,
 }
 
 impl Planner {
@@ -99,9 +91,19 @@ impl Planner {
         lock(&self.learnt)
     }
 
+    /// What the last plan expected of `spec`.
+    pub(super) fn expected(&self, spec: &NodeSpec) -> Expected {
+        lock(&self.expected).get(spec).copied().unwrap_or_default()
+    }
+
     /// What `spec` saves, microseconds a second, as the last plan had it.
     pub(crate) fn saved(&self, spec: &NodeSpec) -> f64 {
-        lock(&self.expected).get(spec).copied().unwrap_or_default().saved
+        self.expected(spec).saved
+    }
+
+    /// Memory that zygotes may take, bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The function as the policy sees it.
@@ -357,7 +359,7 @@ impl Engine {
         let mut learnt = self.planner.learnt();
         let of = learnt.of(&function.name, &function.revision);
         let now = now();
-        if tree::spares(of.starts.at(now), SPARE_SECONDS, SPARES) == 0 {
+        if expects_none(of.starts.at(now)) {
             self.planner.unforeseen.notify_one();
         }
         of.starts.observe(now, 1);
@@ -428,17 +430,6 @@ impl Engine {
         *lock(&self.planner.expected) = expected;
         self.keep_spares();
         took
-    }
-
-    /// Has as many spares kept of each zygote as arrivals ask for: those that the plan expects, or those of the last seconds.
-    pub(crate) fn keep_spares(&self) {
-        for zygote in self.zygotes.running() {
-            let expected = lock(&self.planner.expected).get(&zygote.spec).copied().unwrap_or_default();
-            let (recent, burst) = zygote.recent();
-            let spares = tree::spares(expected.rate.max(recent), SPARE_SECONDS, SPARES);
-            let slots = if expected.serves { tree::slots(burst, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
-            self.zygotes.keep(&zygote, spares, slots);
-        }
     }
 
     /// The zygote that an instance of a function is best forked from.

@@ -19,6 +19,7 @@ use sock_zygote::{Candidate, Facts, Lock, Node, sound};
 use super::launcher::{Launcher, LauncherError};
 use super::process::{Peer, PeerError};
 use super::python::Python;
+use super::spares::{Arrivals, SLOTS};
 use super::{START, lock};
 
 /// A zygote could not be started.
@@ -52,9 +53,6 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// So many that end by themselves within [`RETRY`] of each other are enough: what its packages do ends it, and another would end as well.
 const ENDS: usize = 3;
-
-/// Slots kept ready for one that serves functions, at first; a burst beyond them waits about a millisecond for each more.
-pub(crate) const SLOTS: u32 = 4;
 
 /// A zygote that there shall be.
 #[derive(Debug, Clone)]
@@ -107,38 +105,12 @@ pub(crate) struct Zygote {
     /// What the launcher was last told to keep of it: spares, slots.
     kept: Mutex<(u32, u32)>,
     /// Of the instances that it was asked for.
-    arrivals: Mutex<Arrivals>,
+    pub(super) arrivals: Mutex<Arrivals>,
     /// Dropped with the zygote, which sees it close and ends; its log is read until then.
     control: tokio::task::AbortHandle,
 }
 
-/// How often a zygote was asked for an instance in the last seconds.
-#[derive(Debug)]
-struct Arrivals {
-    looked: Instant,
-    forks: u64,
-    rate: f64,
-    /// The most within a second, of late.
-    burst: f64,
-}
-
 impl Zygote {
-    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next; and the most within a second.
-    /// Asked more often than each second, it tells what it told last.
-    pub(crate) fn recent(&self) -> (f64, f64) {
-        let mut arrivals = lock(&self.arrivals);
-        let passed = arrivals.looked.elapsed().as_secs_f64();
-        if passed >= 0.9 {
-            let forks = self.forks.load(Ordering::Relaxed);
-            let now = (forks - arrivals.forks) as f64 / passed;
-            let weight = 0.5f64.powf(passed);
-            let rate = arrivals.rate * weight + now * (1.0 - weight);
-            let burst = tree::burst(arrivals.burst, passed, now);
-            *arrivals = Arrivals { looked: Instant::now(), forks, rate, burst };
-        }
-        (arrivals.rate, arrivals.burst)
-    }
-
     /// The one that it was forked from.
     pub(crate) fn parent(&self) -> Option<&Self> {
         self.parent.as_ref().map(|using| &*using.0)
@@ -167,6 +139,10 @@ impl Using {
     pub(crate) fn new(zygote: Arc<Zygote>) -> Self {
         zygote.users.fetch_add(1, Ordering::AcqRel);
         Self(zygote)
+    }
+
+    pub(super) fn zygote(&self) -> ZygoteId {
+        self.0.id
     }
 }
 
@@ -372,7 +348,7 @@ impl Zygotes {
                 forks: AtomicU64::new(0),
                 parent,
                 kept: Mutex::new((0, SLOTS)),
-                arrivals: Mutex::new(Arrivals { looked: Instant::now(), forks: 0, rate: 0.0, burst: 0.0 }),
+                arrivals: Mutex::default(),
                 control,
             });
             running.push(Arc::clone(&zygote));

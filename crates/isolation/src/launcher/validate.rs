@@ -4,7 +4,7 @@
 //! of paths here and limits become the kernel's, so both are bounded before anything is done. Paths are not looked at:
 //! the kernel resolves them beneath the data directory (`sys::open_beneath`), and there is no second opinion on that.
 
-use super::wire::{Files, MAX_READY, Request};
+use super::wire::{Files, MAX_SLOTS, MAX_SPARES, Request};
 use crate::cgroup::Limits;
 use crate::init::Command;
 use crate::seccomp::Role;
@@ -27,9 +27,9 @@ impl Request {
             }
             Self::StartZygote(start) => command(&start.command, Role::Zygote).and(files(&start.files)),
             Self::ForkZygote(fork) => bounds(&fork.limits).and(files(&fork.files)),
-            Self::Keep { spares, slots, .. } if *spares > MAX_READY || *slots > MAX_READY => {
-                Err(format!("{spares} spares and {slots} slots of a zygote; {MAX_READY} of each at most"))
-            }
+            Self::Keep { spares, slots, .. } if *spares > MAX_SPARES || *slots > MAX_SLOTS => Err(format!(
+                "{spares} spares and {slots} slots of a zygote; {MAX_SPARES} and {MAX_SLOTS} at most"
+            )),
             Self::Fork { files: shown, limits, .. } => bounds(limits).and(files(shown)),
             Self::Execute { files: shown, command: executed } => {
                 command(executed, Role::Instance).and(files(shown))

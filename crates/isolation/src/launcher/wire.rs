@@ -15,8 +15,12 @@ pub const MAX_MESSAGE: usize = 96 << 10;
 /// The longest text of a refusal, bytes. It may quote what was asked for, and an answer has to fit into a message.
 const MAX_REASON: usize = 4 << 10;
 
-/// The most slots, and the most spares, that are kept ready for one zygote.
-pub(super) const MAX_READY: u32 = 64;
+/// The most slots that are kept ready for one zygote.
+pub(super) const MAX_SLOTS: u32 = 64;
+
+/// The most spares that are kept of one zygote: as many as invocations that may wait for one burst's end. Each has two processes, and a
+/// few descriptors here.
+pub const MAX_SPARES: u32 = 1024;
 
 /// Chosen by the gateway, unique as long as the zygote lives.
 pub type ZygoteId = u32;
@@ -96,7 +100,8 @@ pub enum Request {
     Keep {
         /// Which one.
         zygote: ZygoteId,
-        /// Processes that are forked, have dropped everything and wait for a function; at most 64.
+        /// Processes that are forked, have dropped everything and wait for a function; at most [`MAX_SPARES`], and no more than half of those that the
+        /// zygote has user ids for.
         spares: u32,
         /// Slots that wait for a process; at most 64.
         slots: u32,

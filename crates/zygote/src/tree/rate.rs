@@ -46,9 +46,23 @@ pub fn spares(rate: f64, seconds: f64, most: u32) -> u32 {
 /// How long it takes until half of a burst is forgotten, seconds.
 const BURST_HALF: f64 = 600.0;
 
-/// The most new instances of a node within a second, of late: what a burst asks for. Ten minutes later half of it counts.
+/// The most new instances of a node at once, of late: what a burst asks for. Ten minutes later half of it counts.
 pub fn burst(before: f64, passed: f64, now: f64) -> f64 {
     (before * 0.5f64.powf(passed / BURST_HALF)).max(now)
+}
+
+/// Spares that nodes keep for a burst that comes again. Each asks for as many as its last one had instances beyond those that are idle now
+/// (nothing, where that is less than none or no number), `most` at most; together they get `room`. Where that is too little, each gets the
+/// same share of what it asks for.
+pub fn spares_for_bursts(asked: &[f64], room: u32, most: u32) -> Vec<u32> {
+    // A cast saturates, and makes zero of what is no number.
+    let wanted: Vec<u32> = asked.iter().map(|asked| (asked.round() as u32).min(most)).collect();
+    let all: u64 = wanted.iter().copied().map(u64::from).sum();
+    let share = |wanted: u32| match u64::from(room) {
+        room if all > room => (u64::from(wanted) * room / all) as u32,
+        _ => wanted,
+    };
+    wanted.into_iter().map(share).collect()
 }
 
 /// How many slots a node keeps: as many as the last burst asked for beyond its spares, within bounds. To make one is a good part of what a start

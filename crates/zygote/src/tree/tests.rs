@@ -227,6 +227,19 @@ proptest! {
     }
 
     #[test]
+    fn spares_for_bursts_have_bounds(asked in prop::collection::vec(-1e3..1e5f64, 0..9), room in 0..3000u32, most in 0..2000u32) {
+        let kept = spares_for_bursts(&asked, room, most);
+        prop_assert_eq!(kept.len(), asked.len());
+        prop_assert!(kept.iter().sum::<u32>() <= room);
+        let wanted: Vec<u32> = asked.iter().map(|asked| (asked.max(0.0).round() as u32).min(most)).collect();
+        prop_assert!(kept.iter().zip(&wanted).all(|(kept, wanted)| kept <= wanted));
+        // Nothing is left over but what cannot be divided.
+        let missing = wanted.iter().sum::<u32>().min(room) - kept.iter().sum::<u32>();
+        prop_assert!((missing as usize) <= asked.len());
+        prop_assert!(kept.iter().zip(spares_for_bursts(&asked, room + 1, most)).all(|(few, more)| *few <= more));
+    }
+
+    #[test]
     fn slots_follow_the_last_burst(burst in 0.0..1e4f64, more in 0.0..1e4f64, spares in 0..20u32, least in 0..9u32, most in 0..100u32) {
         let few = slots(burst, spares, (least, most));
         prop_assert!(few <= slots(burst + more, spares, (least, most)));
@@ -528,6 +541,15 @@ fn a_burst_is_forgotten_slowly() {
 fn a_burst_finds_spares() {
     assert_eq!([spares(1.0, 4.0, 100), spares(1.0, 4.0, 5), spares(0.01, 0.001, 100)], [8, 5, 1]);
     assert_eq!([spares(f64::NAN, 1.0, 9), spares(1.0 / 7200.0, 1.0, 9)], [0, 0]);
+}
+
+#[test]
+fn a_burst_that_came_is_met_when_it_comes_again() {
+    assert_eq!(spares_for_bursts(&[100.2, 0.4, -3.0, f64::NAN], 768, 1024), [100, 0, 0, 0]);
+    assert_eq!(spares_for_bursts(&[2000.0, 0.5], 768, 1024), [767, 0]);
+    assert_eq!(spares_for_bursts(&[100.0, 300.0], 40, 1024), [10, 30]);
+    // Twenty minutes after a single start, nothing.
+    assert_eq!(spares_for_bursts(&[burst(1.0, 1300.0, 0.0)], 768, 1024), [0]);
 }
 
 /// Functions with fifty packages each, of which some are everybody's.

@@ -50,6 +50,8 @@ impl Zygote {
 impl Server {
     pub(super) fn keep(&mut self, zygote: ZygoteId, spares: u32, slots: u32) -> Result<(), String> {
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
+        // The others are for those that are asked for: what is kept ready must not take the last ids.
+        let spares = spares.min(state.pairs.count() / 2);
         (state.wanted_spares, state.target) = (spares, slots);
         let spares = state.spares.drain((spares as usize).min(state.spares.len())..).map(|spare| spare.slot);
         let mut surplus: Vec<Slot> = spares.collect();

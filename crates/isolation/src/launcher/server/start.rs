@@ -15,7 +15,7 @@ use crate::error::Context;
 use crate::host::{Ground, Parent, Within};
 use crate::ids::Pair;
 use crate::init::{Command, Payload};
-use crate::launcher::wire::{Files, ForkZygote, InstanceId, MAX_READY, Reply, StartZygote, ZygoteId};
+use crate::launcher::wire::{Files, ForkZygote, InstanceId, MAX_SLOTS, Reply, StartZygote, ZygoteId};
 use crate::plan::Nesting;
 use crate::verify;
 
@@ -98,7 +98,7 @@ impl Server {
         let (number, owner) = (ground.number, Owner::Zygote(zygote));
         let building = Building { ground, pair: None, owner, answer: Some((id, fds)), expected: None };
         self.building.insert(number, building);
-        self.zygotes.insert(zygote, Zygote::new(span, channel, slots.min(MAX_READY), limits));
+        self.zygotes.insert(zygote, Zygote::new(span, channel, slots.min(MAX_SLOTS), limits));
         Ok(())
     }
 
@@ -135,7 +135,7 @@ impl Server {
         let (number, owner) = (ground.number, Owner::ForkedZygote(zygote, theirs));
         let building = Building { ground, pair: None, owner, answer: Some((id, fds)), expected: None };
         self.building.insert(number, building);
-        let state = Zygote::new(span, channel, slots.min(MAX_READY), limits);
+        let state = Zygote::new(span, channel, slots.min(MAX_SLOTS), limits);
         self.zygotes.insert(zygote, Zygote { parent: Some(parent), depth, ..state });
         Ok(())
     }
