@@ -218,6 +218,11 @@ impl Pairs {
         self.count
     }
 
+    /// Whether half of them are in use.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.taken.len() >= self.count as usize / 2
+    }
+
     /// A free pair, `None` when all of them are in use.
     pub(crate) fn take(&mut self) -> Option<Pair> {
         for _ in 0..self.count {

@@ -449,11 +449,28 @@ pub(crate) fn loopback_up() -> SysResult<()> {
 
 /// Sends one message with descriptors over a socket. unix(7), SCM_RIGHTS.
 pub(crate) fn send(socket: BorrowedFd<'_>, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send_with(socket, message, fds, MsgFlags::MSG_NOSIGNAL)
+}
+
+/// As [`send`]; EAGAIN where that would have to wait.
+pub(crate) fn send_if_room(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    send_with(socket, message, fds, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
+}
+
+fn send_with(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: MsgFlags,
+) -> Result<(), Errno> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-    let sent =
-        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], control, flags, None)?;
     if sent == message.len() { Ok(()) } else { Err(Errno::EMSGSIZE) }
 }
 

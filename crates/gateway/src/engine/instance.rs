@@ -22,10 +22,6 @@ use super::zygotes::{Using, Zygote};
 use super::{ATTEMPTS, Engine, START, ask, failed};
 use crate::runner::{Function, Invocation, InvocationResult, Outcome, Phases, StartKind};
 
-/// The end of an instance that is of no use any more, which begins when its socket is closed, takes a millisecond or two of the processors,
-/// which the answer that it gave last is just being sent by.
-const LATER: Duration = Duration::from_millis(5);
-
 /// The longest event that is sent together with the function, bytes: it waits in the socket meanwhile, which has room for more.
 const EARLY: usize = 64 << 10;
 
@@ -102,11 +98,14 @@ impl Instance {
         wire::memory_used(std::str::from_utf8(&text[..length]).ok()?)
     }
 
-    /// Ends it when the answer that it gave last has been sent.
-    pub(super) fn end_later(self) {
+    /// Ends it when there is time for that: not before the answer that it gave last has been sent, nor while others wait for a start.
+    pub(super) fn end_later(mut self) {
+        let instance = std::mem::replace(&mut self.id, GONE);
         tokio::spawn(async move {
-            tokio::time::sleep(LATER).await;
-            drop(self);
+            // Without its socket it would end at once.
+            if self.launcher.call(Request::Release { instance }).await.is_err() {
+                self.launcher.tell(Request::Destroy { instance });
+            }
         });
     }
 

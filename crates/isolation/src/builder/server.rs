@@ -1,6 +1,6 @@
 //! The slot builder's own side: one loop over its caller's requests and what becomes of the containers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -37,6 +37,8 @@ struct Running {
 
 struct Server {
     caller: OwnedFd,
+    /// What the caller has no room for yet. Nothing here waits for it: it may be waiting for room here, with its next request.
+    unsent: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     maker: Maker,
     running: HashMap<Pid, Running>,
     /// Those of them that are still being made: making waits for the kernel now and then, and others can be made meanwhile.
@@ -81,6 +83,7 @@ pub(super) fn serve(
     sys::send(caller.as_fd(), b"ready", &[]).call("sendmsg")?;
     match (Server {
         caller,
+        unsent: VecDeque::new(),
         maker,
         running: HashMap::new(),
         pending: Vec::new(),
@@ -102,7 +105,8 @@ impl Server {
         loop {
             // Whoever asks for more waits until there is room.
             let room = self.pending.len() < SIDE_BY_SIDE;
-            let asks = if room { PollFlags::POLLIN } else { PollFlags::empty() };
+            let mut asks = if room { PollFlags::POLLIN } else { PollFlags::empty() };
+            asks.set(PollFlags::POLLOUT, !self.unsent.is_empty());
             let mut wanted =
                 vec![PollFd::new(self.caller.as_fd(), asks), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             let sockets = self.pending.iter().map(|pid| self.running[pid].socket.as_fd());
@@ -112,8 +116,10 @@ impl Server {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno).call("poll"),
             }
+            let asked = wanted[0].revents().unwrap_or(PollFlags::empty()).difference(PollFlags::POLLOUT);
+            let asked = !asked.is_empty();
             let any: Vec<bool> = wanted.iter().map(|wanted| wanted.any().unwrap_or(false)).collect();
-            let [asked, died, spoken @ ..] = &any[..] else { continue };
+            let [_, died, spoken @ ..] = &any[..] else { continue };
             let spoken = self.pending.iter().zip(spoken).filter(|(_, spoken)| **spoken);
             for pid in spoken.map(|(pid, _)| *pid).collect::<Vec<_>>() {
                 self.finish(pid)?;
@@ -123,7 +129,8 @@ impl Server {
                 while let Ok(Some(_)) = signals.read_signal() {}
                 self.reap()?;
             }
-            if *asked {
+            self.send_unsent()?;
+            if asked {
                 let (length, fds) = sys::receive(self.caller.as_fd(), &mut buffer).call("recvmsg")?;
                 if length == 0 {
                     return Ok(());
@@ -132,21 +139,35 @@ impl Server {
                     Ask::Make(make) => {
                         let slot = make.slot;
                         if let Err(error) = self.begin(*make, fds) {
-                            self.tell(&FromBuilder::Failed { slot, error }, &[])?;
+                            self.tell(&FromBuilder::Failed { slot, error }, Vec::new())?;
                         }
                     }
                     Ask::Open { slot } => {
                         let error = maker::open(&fds).err().map(|error| error.to_string());
-                        self.tell(&FromBuilder::Opened { slot, error }, &[])?;
+                        self.tell(&FromBuilder::Opened { slot, error }, Vec::new())?;
                     }
                 }
             }
         }
     }
 
-    fn tell(&self, message: &FromBuilder, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
+    fn tell(&mut self, message: &FromBuilder, fds: Vec<OwnedFd>) -> SysResult<()> {
         let text = serde_json::to_vec(message).map_err(|_| Errno::EINVAL).call("encode")?;
-        sys::send(self.caller.as_fd(), &text, fds).call("sendmsg")
+        self.unsent.push_back((text, fds));
+        self.send_unsent()
+    }
+
+    /// As far as there is room at the caller's.
+    fn send_unsent(&mut self) -> SysResult<()> {
+        while let Some((text, fds)) = self.unsent.front() {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            match sys::send_if_room(self.caller.as_fd(), text, &fds) {
+                Err(Errno::EAGAIN) => return Ok(()),
+                sent => sent.call("sendmsg")?,
+            }
+            self.unsent.pop_front();
+        }
+        Ok(())
     }
 
     fn reap(&mut self) -> SysResult<()> {
@@ -169,7 +190,7 @@ impl Server {
                 None => FromBuilder::Ended { slot, exit },
                 Some(_) => FromBuilder::Failed { slot, error: "PID 1 of the container died early".into() },
             };
-            self.tell(&message, &[])?;
+            self.tell(&message, Vec::new())?;
         }
     }
 
@@ -242,15 +263,14 @@ impl Server {
         match read_init(&running.socket) {
             Ok(FromInit::Ready) => {
                 let fds = running.made.take().unwrap_or_default();
-                let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                self.tell(&FromBuilder::Made { slot, init: init.as_raw() }, &borrowed)
+                self.tell(&FromBuilder::Made { slot, init: init.as_raw() }, fds)
             }
             Ok(FromInit::Failed(error)) => {
                 // It ends by itself, which is nobody's news any more.
                 if let Some(root) = self.running.remove(&init).and_then(|running| running.root) {
                     remove_root(&root)?;
                 }
-                self.tell(&FromBuilder::Failed { slot, error }, &[])
+                self.tell(&FromBuilder::Failed { slot, error }, Vec::new())
             }
             // It has ended, and is reaped next.
             Ok(FromInit::Exited(_)) | Err(_) => Ok(()),

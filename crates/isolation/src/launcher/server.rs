@@ -5,6 +5,7 @@
 //! * [`forking`]: those until they are known to be confined, spares or instances then;
 //! * [`inspect`]: what is looked at from outside, which is only what the kernel says of a slot;
 //! * [`watch`]: what is looked at again and again, where the kernel does not keep limits of memory;
+//! * [`released`]: what is to end when there is time;
 //! * [`end`]: how each of them goes.
 //!
 //! Nothing here waits: a turn of the loop takes one event or one request, and what it has to say is sent at its end.
@@ -13,6 +14,7 @@ mod end;
 mod forking;
 mod forks;
 mod inspect;
+mod released;
 mod start;
 mod watch;
 
@@ -38,6 +40,7 @@ use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::{sys, verify};
 use end::Dying;
 use forking::{Forking, Spare, Wanted};
+use released::Released;
 use start::{Admitting, Building};
 use watch::Watched;
 
@@ -107,6 +110,8 @@ struct Instance {
     exit: Option<Exit>,
     out_of_memory: bool,
     ended: bool,
+    /// It is to end when there is time for it.
+    released: bool,
 }
 
 impl Zygote {
@@ -147,6 +152,7 @@ impl Instance {
             exit: None,
             out_of_memory: false,
             ended: false,
+            released: false,
         }
     }
 }
@@ -167,6 +173,7 @@ struct Server {
     /// By the numbers of their slots.
     forking: HashMap<u64, Forking>,
     instances: BTreeMap<InstanceId, Instance>,
+    released: Released,
     dying: HashMap<u64, Dying>,
     /// When [`Server::watch`] last ran, and what it remembers: whether any container ran, and each by its number.
     looked: Instant,
@@ -199,6 +206,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         zygotes: BTreeMap::new(),
         forking: HashMap::new(),
         instances: BTreeMap::new(),
+        released: Released::default(),
         dying: HashMap::new(),
         looked: Instant::now(),
         activity,
@@ -252,6 +260,7 @@ impl Server {
             if !self.wanting.is_empty() && (lull || self.refilled.elapsed() > AT_LATEST) {
                 self.refill_all();
             }
+            self.end_released(lull);
             if built {
                 match self.host.event()? {
                     Some(event) => self.event(event),
@@ -284,7 +293,8 @@ impl Server {
         let look = (watching || self.has_dead()).then(|| now + WATCH);
         let children = self.forking.values().map(|child| child.looks.due()).min();
         let zygotes = self.zygotes.values().filter_map(|state| state.admitting.as_ref()?.due()).min();
-        match [lull, look, children, zygotes].into_iter().flatten().min() {
+        let released = self.released.due(self.asked + LULL, self.dying.len());
+        match [lull, look, children, zygotes, released].into_iter().flatten().min() {
             // Rounded up: it would look again and again in the last millisecond.
             Some(at) => {
                 let wait = at.saturating_duration_since(now).as_micros().div_ceil(1000);
@@ -350,6 +360,7 @@ impl Server {
             }
             Request::Memory { of } => self.memory(of).map(|memory| Some(Reply::Memory(memory))),
             Request::Count => Ok(Some(Reply::Counts(self.counts()))),
+            Request::Release { instance } => self.release(id, instance).map(later),
             Request::Destroy { instance } => self.destroy(id, instance).map(later),
         }
     }
@@ -360,8 +371,8 @@ impl Server {
             slots: self.zygotes.values().map(|zygote| zygote.ready.len()).sum(),
             forking: self.forking.len(),
             spares: self.zygotes.values().map(|zygote| zygote.spares.len()).sum(),
-            instances: self.instances.len(),
-            dying: self.dying.len(),
+            instances: self.instances.values().filter(|instance| !instance.released).count(),
+            dying: self.dying.len() + self.instances.values().filter(|instance| instance.released).count(),
             leaks: self.host.removed(),
         }
     }

@@ -40,6 +40,7 @@ impl Request {
             | Self::Check { .. }
             | Self::Memory { .. }
             | Self::Count
+            | Self::Release { .. }
             | Self::Destroy { .. } => Ok(()),
         }
     }

@@ -140,6 +140,12 @@ pub enum Request {
     },
     /// What the launcher has at this moment.
     Count,
+    /// End an instance when there is time for it. Replies [`Reply::Done`] when that begins. Until then its process should keep its socket: it
+    /// would end by itself.
+    Release {
+        /// Which one.
+        instance: InstanceId,
+    },
     /// End an instance. The reply comes when its last process is gone, and tells how its own process had ended.
     Destroy {
         /// Which one.

@@ -1,6 +1,7 @@
 //! The launcher's process, asked over its socket.
 
 pub(crate) mod held_up;
+pub(crate) mod released;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::a_paused_container_stands_still", paused),
     ("lifecycle::what_it_uses_is_told", stats),
     ("lifecycle::several_at_once_and_one_that_was_dropped", several),
+    ("lifecycle::more_at_once_than_their_socket_holds", more_than_fit),
     ("lifecycle::a_container_runs_one_program", one_program),
     ("lifecycle::a_second_host_sweeps_what_a_crash_left", sweep),
     ("lifecycle::a_paper_container_that_fails_leaves_no_mount", paper_fails),
@@ -128,6 +129,20 @@ fn several() -> Result<(), Failed> {
     let begin = std::time::Instant::now();
     while groups()? != shop.workshop.tend()? {
         assert!(begin.elapsed().as_secs() < 10, "{} groups are left", groups()?);
+    }
+    shop.close()
+}
+
+/// Twice as many messages as a socket holds: neither side may wait for room at the other's while that does.
+fn more_than_fit() -> Result<(), Failed> {
+    const MANY: usize = 700;
+    sock_isolation::process::raise_file_limit()?;
+    let shop = Shop::open()?;
+    shop.workshop.keep_ready(MANY);
+    let begin = std::time::Instant::now();
+    while shop.workshop.tend()? < MANY {
+        assert!(begin.elapsed().as_secs() < 300, "they are not made");
+        nix::poll::poll(&mut [], 5u8)?;
     }
     shop.close()
 }

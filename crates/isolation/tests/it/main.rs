@@ -19,7 +19,8 @@ type Test = (&'static str, fn() -> Result<(), Failed>);
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let tests = [lifecycle::TESTS, inside::TESTS, launcher::TESTS, launcher::held_up::TESTS].concat();
+    let launcher = [launcher::TESTS, launcher::held_up::TESTS, launcher::released::TESTS].concat();
+    let tests = [lifecycle::TESTS, inside::TESTS, &launcher].concat();
     let mut trials: Vec<Trial> = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     #[cfg(feature = "machine")]
     trials.extend(limits::TESTS.iter().map(|(name, test)| Trial::test(*name, *test)));

@@ -93,8 +93,14 @@ impl Server {
 
     pub(super) fn destroy(&mut self, request: u64, id: InstanceId) -> Result<(), String> {
         let instance = self.instances.remove(&id).ok_or_else(|| format!("there is no instance {id}"))?;
+        self.take_apart(instance, Some(request));
+        Ok(())
+    }
+
+    /// Ends an instance; tells `request` of it when it is gone.
+    pub(super) fn take_apart(&mut self, instance: Instance, request: Option<u64>) {
         // Now, while the process can still be asked; its cgroup is asked again at the end.
-        let usage = instance.usage();
+        let usage = request.map(|request| (request, instance.usage()));
         let Instance { slot, zygote, ended, checked, exit, out_of_memory, .. } = instance;
         let number = slot.ground.number;
         let ids = Ids::of(zygote, slot.pair);
@@ -108,9 +114,9 @@ impl Server {
         }
         if let Some(dying) = self.dying.get_mut(&number) {
             dying.ended = ended;
-            dying.farewell = Some(Farewell { request, checked, exit, out_of_memory, usage });
+            dying.farewell =
+                usage.map(|(request, usage)| Farewell { request, checked, exit, out_of_memory, usage });
         }
-        Ok(())
     }
 
     /// Kills a container and remembers to take its ground away.

@@ -1,0 +1,70 @@
+//! Instances that are to end when there is time for it.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use sock_isolation::IdRange;
+use sock_isolation::launcher::wire::{Counts, Files, InstanceId, Reply, Request};
+
+use super::{Launcher, command};
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("launcher::what_was_released_ends_in_a_lull", in_a_lull),
+    ("launcher::what_was_released_ends_without_a_lull", without_a_lull),
+];
+
+/// One that would never end, and the descriptors of ours.
+fn sleeper(launcher: &mut Launcher) -> Result<(InstanceId, Vec<OwnedFd>), Failed> {
+    launcher.send(Request::Execute { files: Files::default(), command: command(&["/bin/sleep", "60"]) })?;
+    let (answer, fds) = launcher.receive()?;
+    match answer.result {
+        Ok(Reply::Instance { instance, .. }) => Ok((instance, fds)),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn in_a_lull() -> Result<(), Failed> {
+    let mut launcher = Launcher::start(IdRange::default())?;
+    let (instance, _fds) = sleeper(&mut launcher)?;
+    let begin = Instant::now();
+    assert_eq!(launcher.call(Request::Release { instance })?, Ok(Reply::Done));
+    assert!(begin.elapsed() >= Duration::from_millis(19), "{:?}", begin.elapsed());
+    launcher.empties()?;
+    let refused = launcher.refusal(Request::Release { instance })?;
+    assert!(refused.contains("there is no instance"), "{refused}");
+    launcher.stop()
+}
+
+/// One is destroyed meanwhile, which is no reason not to answer.
+fn without_a_lull() -> Result<(), Failed> {
+    let mut launcher = Launcher::start(IdRange::default())?;
+    let [(first, _fds), (second, _others)] = [sleeper(&mut launcher)?, sleeper(&mut launcher)?];
+    let begin = Instant::now();
+    let released = [first, second].map(|instance| launcher.send(Request::Release { instance }));
+    let mut missing: Vec<u64> = released.into_iter().collect::<Result<_, _>>()?;
+    let destroyed = launcher.send(Request::Destroy { instance: second })?;
+    let mut counted = Vec::new();
+    while !missing.is_empty() {
+        let asked = launcher.send(Request::Count)?;
+        loop {
+            let (answer, _) = launcher.receive()?;
+            match answer.result {
+                Ok(Reply::Counts(counts)) => counted.push(counts),
+                Ok(Reply::Done) => missing.retain(|id| *id != answer.id),
+                Ok(Reply::Destroyed { .. }) if answer.id == destroyed => {}
+                other => return Err(format!("{other:?}").into()),
+            }
+            if answer.id == asked {
+                break;
+            }
+        }
+        nix::poll::poll(&mut [], 2u8)?;
+    }
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(counted.iter().all(|counts| counts.instances == 0), "they are nobody's any more");
+    assert!(counted.iter().filter(|counts| counts.dying == 1).count() > 9, "the other one was there");
+    launcher.wait_until(|counts| *counts == Counts::default())?;
+    launcher.stop()
+}
