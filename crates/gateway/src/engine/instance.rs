@@ -5,7 +5,6 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -263,7 +262,7 @@ impl Engine {
             }
         };
         if let Some(zygote) = &zygote {
-            zygote.forks.fetch_add(1, Ordering::Relaxed);
+            zygote.note_arrival();
         }
         // Before the request: a zygote with instances is not retired.
         let using = zygote.clone().map(Using::new);

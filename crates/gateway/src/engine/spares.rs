@@ -3,10 +3,10 @@
 //! The formulas are `sock_zygote::tree`'s. What they are told is looked at each second: how many instances each zygote was asked for, how
 //! many invocations wait, which idle instances would answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sock_isolation::launcher::wire::{MAX_SPARES, ZygoteId};
 use sock_zygote::tree;
@@ -32,6 +32,9 @@ pub(crate) const SLOTS: u32 = 4;
 /// Slots of one zygote, of about 400 KB each. The launcher keeps no more.
 const MOST_SLOTS: u32 = 64;
 
+/// What arrives within this long is one burst.
+const BURST: Duration = Duration::from_secs(1);
+
 /// How often a zygote was asked for an instance in the last seconds.
 #[derive(Debug)]
 pub(super) struct Arrivals {
@@ -40,15 +43,35 @@ pub(super) struct Arrivals {
     rate: f64,
     /// The most at once, of late.
     burst: f64,
+    /// Those of the last moment, and the most that there were in one since it was looked at.
+    latest: VecDeque<Instant>,
+    most: usize,
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self { looked: Instant::now(), forks: 0, rate: 0.0, burst: 0.0 }
+        let (latest, most) = (VecDeque::new(), 0);
+        Self { looked: Instant::now(), forks: 0, rate: 0.0, burst: 0.0, latest, most }
+    }
+}
+
+impl Arrivals {
+    fn note(&mut self, now: Instant) {
+        while self.latest.front().is_some_and(|first| now.duration_since(*first) > BURST) {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(now);
+        self.most = self.most.max(self.latest.len());
     }
 }
 
 impl Zygote {
+    /// An instance of it is asked for.
+    pub(super) fn note_arrival(&self) {
+        self.forks.fetch_add(1, Ordering::Relaxed);
+        lock(&self.arrivals).note(Instant::now());
+    }
+
     /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next; and the most within a second,
     /// with those that invocations wait for which have no place yet. Asked more often than each second, it tells what it told last.
     fn recent(&self, waiting: usize) -> (f64, f64) {
@@ -59,8 +82,10 @@ impl Zygote {
             let now = (forks - arrivals.forks) as f64 / passed;
             let weight = 0.5f64.powf(passed);
             let rate = arrivals.rate * weight + now * (1.0 - weight);
-            let burst = tree::burst(arrivals.burst, passed, now + waiting as f64);
-            *arrivals = Arrivals { looked: Instant::now(), forks, rate, burst };
+            let most = std::mem::take(&mut arrivals.most) + waiting;
+            let burst = tree::burst(arrivals.burst, passed, most as f64);
+            (arrivals.looked, arrivals.forks) = (Instant::now(), forks);
+            (arrivals.rate, arrivals.burst) = (rate, burst);
         }
         (arrivals.rate, arrivals.burst)
     }
@@ -115,5 +140,21 @@ impl Engine {
             }
         }
         by_zygote
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_counted_wherever_it_falls() {
+        let mut arrivals = Arrivals::default();
+        let begin = Instant::now();
+        for millis in [0, 900, 950, 1000, 1900, 1950, 5000] {
+            arrivals.note(begin + Duration::from_millis(millis));
+        }
+        // From 900 to 1900.
+        assert_eq!((arrivals.most, arrivals.latest.len()), (4, 1));
     }
 }

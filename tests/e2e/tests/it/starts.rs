@@ -97,6 +97,53 @@ fn invocations_of_one_function_run_side_by_side_in_instances_of_their_own() {
     assert!(starts.contains("zygote") && starts.is_subset(&["zygote", "spare"].into()), "{starts:?}");
 }
 
+/// So many invocations at once, each of a single-use function; where their instances came from.
+fn burst(server: &Server, count: usize) -> Vec<String> {
+    let event = json!({"sleep": 0.2});
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..count).map(|_| scope.spawn(|| server.run("where", &event))).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    assert!(answers.iter().all(|answer| answer.body["calls"] == 1), "{answers:?}");
+    answers.into_iter().map(|answer| answer.start).collect()
+}
+
+/// Spares that are wanted, and instances that are there already.
+fn ahead(server: &Server) -> (u64, u64) {
+    let report: serde_json::Value = serde_json::from_str(&server.page("/report")).unwrap();
+    let wanted =
+        report["nodes"].as_array().unwrap().iter().map(|node| node["spares"].as_u64().unwrap()).sum();
+    let there = |what: &str| report["counts"][what].as_u64().unwrap();
+    (wanted, there("spares") + there("idle"))
+}
+
+#[test]
+fn a_burst_that_comes_again_finds_spares() {
+    const MANY: u64 = 20;
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use", "--timeout", "30"]);
+    let first = burst(&server, MANY as usize);
+    assert!(first.iter().any(|start| start == "zygote"), "{first:?}");
+    server.wait_until(|| ahead(&server), |(_, there)| *there >= MANY);
+    let second = burst(&server, MANY as usize);
+    assert!(second.iter().all(|start| ["spare", "ready"].contains(&start.as_str())), "{second:?}");
+    assert!(server.stop());
+}
+
+/// A quarter of 16 MB has room for two.
+#[test]
+fn spares_for_bursts_keep_within_the_memory_for_zygotes() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start_with(data.path(), &["--zygote-memory", "16"]);
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use", "--timeout", "30"]);
+    burst(&server, 20);
+    let forks = |server: &Server| ahead(server).0;
+    server.wait_until(|| forks(&server), |wanted| *wanted >= 2);
+    assert!(forks(&server) <= 4, "{}", forks(&server));
+    assert!(server.stop());
+}
+
 #[test]
 fn a_failed_deployment_changes_nothing() {
     let (data, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
