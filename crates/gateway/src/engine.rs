@@ -18,6 +18,7 @@ mod learnt;
 mod planner;
 mod process;
 mod python;
+mod raise;
 mod report;
 mod spares;
 mod zygotes;

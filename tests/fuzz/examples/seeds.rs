@@ -145,6 +145,7 @@ fn requests() -> Seeds {
         ("other-role", asked(Request::Execute { files: files(), command: command(Role::Zygote) })),
         ("check", asked(Request::Check { instance: 9 })),
         ("memory", asked(Request::Memory { of: Part::Instance(9) })),
+        ("release", asked(Request::Release { instance: 1 })),
         ("destroy", asked(Request::Destroy { instance: u64::MAX })),
     ]
 }

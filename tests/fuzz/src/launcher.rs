@@ -51,6 +51,7 @@ fn is_within_bounds(request: &Request) -> bool {
         | Request::Memory { .. }
         | Request::Check { .. }
         | Request::Count
+        | Request::Release { .. }
         | Request::Destroy { .. } => true,
     }
 }

@@ -17,8 +17,9 @@ use sock_zygote::{Import, Lock, sound};
 
 use super::function::Prepared;
 use super::learnt::{Learnt, now};
+use super::raise::Wish;
 use super::spares::expects_none;
-use super::zygotes::{Wish, Zygote};
+use super::zygotes::Zygote;
 use super::{Engine, lock};
 use crate::runner::Function;
 

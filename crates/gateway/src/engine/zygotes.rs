@@ -9,82 +9,22 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sock_isolation::launcher::wire::{Files, ForkZygote, Request, StartZygote, ZygoteId};
-use sock_isolation::{Command, Limits, Role};
-use sock_zygote::frames::{ImportList, Kind};
-use sock_zygote::runtime::{self, Entry};
+use sock_isolation::launcher::wire::{Request, ZygoteId};
 use sock_zygote::tree::{self, Costs, Grown, Module, NodeSpec, Want};
-use sock_zygote::{Candidate, Facts, Lock, Node, sound};
+use sock_zygote::{Candidate, Node, sound};
 
-use super::launcher::{Launcher, LauncherError};
-use super::process::{Peer, PeerError};
+use super::launcher::Launcher;
+use super::lock;
+use super::process::Peer;
 use super::python::Python;
+use super::raise::{Raised, Wish, ZygoteError};
 use super::spares::{Arrivals, SLOTS};
-use super::{START, lock};
-
-/// A zygote could not be started.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ZygoteError {
-    /// See [`LauncherError`].
-    #[error(transparent)]
-    Launcher(#[from] LauncherError),
-    /// It ended before it was one.
-    #[error("a zygote was not forked: {error}{said}")]
-    Unborn { error: PeerError, said: String },
-    /// It failed while it imported.
-    #[error("a zygote failed while importing: {error}{said}")]
-    Peer { error: PeerError, said: String },
-    /// Its report cannot be read.
-    #[error("a zygote sent a report that is none: {0}")]
-    Report(#[from] serde_json::Error),
-    /// It took too long.
-    #[error("a zygote was still importing after {IMPORT_SECONDS} s")]
-    Slow,
-    /// Its descriptors cannot be used.
-    #[error("failed to talk to a zygote: {0}")]
-    Io(#[from] std::io::Error),
-}
-
-/// The slowest packages (with compiled files, cold from disk) need a few seconds.
-const IMPORT_SECONDS: u64 = 60;
 
 /// What could not be imported now is not tried again at every request.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// So many that end by themselves within [`RETRY`] of each other are enough: what its packages do ends it, and another would end as well.
 const ENDS: usize = 3;
-
-/// A zygote that there shall be.
-#[derive(Debug, Clone)]
-pub(crate) struct Wish {
-    pub(crate) spec: NodeSpec,
-    /// What its view holds.
-    pub(crate) lock: Lock,
-    /// The view's name at the launcher, and its layers.
-    pub(crate) view: Option<(String, Vec<String>)>,
-    /// Variables that it shall have besides those that all have.
-    pub(crate) env: BTreeMap<String, String>,
-}
-
-impl Wish {
-    pub(crate) fn root(runtime: &str) -> Self {
-        let (lock, env) = (Lock::new(), BTreeMap::new());
-        Self { spec: NodeSpec::root(runtime), lock, view: None, env }
-    }
-
-    fn files(&self) -> Files {
-        Files { view: self.view.as_ref().map(|(name, _)| name.clone()), ..Files::default() }
-    }
-}
-
-/// One that has imported what it was to.
-struct Raised {
-    id: ZygoteId,
-    peer: Peer,
-    env: BTreeMap<String, String>,
-    facts: Facts,
-    parent: Option<Using>,
-}
 
 #[derive(Debug)]
 pub(crate) struct Zygote {
@@ -162,9 +102,9 @@ impl Drop for Zygote {
 type Choices = HashMap<String, Vec<Arc<Zygote>>>;
 
 pub(crate) struct Zygotes {
-    launcher: Launcher,
-    next: AtomicU32,
-    running: Mutex<Vec<Arc<Zygote>>>,
+    pub(super) launcher: Launcher,
+    pub(super) next: AtomicU32,
+    pub(super) running: Mutex<Vec<Arc<Zygote>>>,
     /// Those that only live on for what lives in their namespaces.
     leaving: Mutex<Vec<Arc<Zygote>>>,
     /// Good until what runs changes.
@@ -375,7 +315,7 @@ impl Zygotes {
 
     /// The zygote that one for `wish` is best forked from: of those that may serve it and that import nothing that it shall not, as the
     /// plan knows of `above`, the one that has most.
-    fn parent(&self, wish: &Wish, above: Option<&NodeSpec>) -> Option<Arc<Zygote>> {
+    pub(super) fn parent(&self, wish: &Wish, above: Option<&NodeSpec>) -> Option<Arc<Zygote>> {
         let wanted: BTreeSet<&str> = wish.spec.imports.iter().map(|import| import.module.as_str()).collect();
         let running = lock(&self.running);
         let fit = running.iter().filter(|zygote| {
@@ -394,89 +334,6 @@ impl Zygotes {
                 }
         });
         fit.max_by_key(|zygote| zygote.modules.len()).map(Arc::clone)
-    }
-
-    /// Forks it from the best there is, or from the root; where there is none, starts it.
-    async fn raise(
-        &self,
-        wish: &Wish,
-        above: Option<&NodeSpec>,
-        python: &Python,
-    ) -> Result<Raised, ZygoteError> {
-        if let Some((view, layers)) = &wish.view {
-            let (view, layers) = (view.clone(), layers.clone());
-            self.launcher.call(Request::AddView { view, layers }).await?;
-        }
-        let Some(best) = self.parent(wish, above) else { return self.start(wish, python).await };
-        let forked = self.fork(wish, Arc::clone(&best)).await;
-        match forked {
-            Err(error) if !best.spec.is_root() => {
-                tracing::warn!(zygote = best.id, %error, "another one is not forked from it");
-                let root = NodeSpec::root(&wish.spec.runtime);
-                let root = lock(&self.running).iter().find(|zygote| zygote.spec == root).map(Arc::clone);
-                match root {
-                    Some(root) => self.fork(wish, root).await,
-                    None => self.start(wish, python).await,
-                }
-            }
-            forked => forked,
-        }
-    }
-
-    async fn start(&self, wish: &Wish, python: &Python) -> Result<Raised, ZygoteError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let env = runtime::environment(Entry::Zygote);
-        let command = Command {
-            argv: python.argv(Entry::Zygote),
-            env: env.clone(),
-            directory: "/".into(),
-            role: Role::Zygote,
-            limits: limits(),
-            memory_by_kernel: false,
-        };
-        let start = StartZygote { zygote: id, files: wish.files(), command, slots: SLOTS };
-        let (_, fds) = self.launcher.call(Request::StartZygote(start)).await?;
-        let mut peer = Peer::new(fds)?;
-        let facts = self.import(id, &mut peer, wish).await?;
-        Ok(Raised { id, peer, env: env.into_iter().chain(wish.env.clone()).collect(), facts, parent: None })
-    }
-
-    async fn fork(&self, wish: &Wish, parent: Arc<Zygote>) -> Result<Raised, ZygoteError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let fork =
-            ForkZygote { zygote: id, parent: parent.id, files: wish.files(), limits: limits(), slots: SLOTS };
-        // Before the request: a zygote that is used is not retired.
-        let using = Using::new(Arc::clone(&parent));
-        let (_, fds) = self.launcher.call(Request::ForkZygote(fork)).await?;
-        let mut peer = Peer::new(fds)?;
-        if let Err(error) = self.admit(id, &mut peer).await {
-            self.launcher.tell(Request::StopZygote { zygote: id });
-            return Err(error);
-        }
-        let facts = self.import(id, &mut peer, wish).await?;
-        Ok(Raised { id, peer, env: together(&parent.node.env, &wish.env), facts, parent: Some(using) })
-    }
-
-    /// Has a forked zygote looked at once it says that it has dropped everything.
-    async fn admit(&self, id: ZygoteId, peer: &mut Peer) -> Result<(), ZygoteError> {
-        let hello = tokio::time::timeout(START, peer.expect(Kind::Hello)).await;
-        hello.map_err(|_| ZygoteError::Slow)?.map_err(|error| {
-            let said = said(peer);
-            ZygoteError::Unborn { error, said }
-        })?;
-        let (_, fds) = self.launcher.call(Request::Admit { zygote: id }).await?;
-        // What it has started may hold its socket open when it has ended.
-        fds.into_iter().try_for_each(|pidfd| peer.watch(pidfd))?;
-        Ok(())
-    }
-
-    /// Has it import what it shall; one that does not is ended.
-    async fn import(&self, id: ZygoteId, peer: &mut Peer, wish: &Wish) -> Result<Facts, ZygoteError> {
-        let imported = import(peer, wish).await;
-        if imported.is_err() {
-            self.launcher.tell(Request::StopZygote { zygote: id });
-        }
-        imported
     }
 
     /// Reads a zygote's output until it ends, and then forgets it: the next that needs it starts another.
@@ -548,42 +405,4 @@ impl Zygotes {
             self.launcher.tell(Request::StopZygote { zygote: zygote.id });
         }
     }
-}
-
-/// Room for the largest libraries and for a child for every slot of a burst.
-fn limits() -> Limits {
-    Limits { memory: 4 << 30, processes: 4096, files: 4096, ..Limits::default() }
-}
-
-fn together(env: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    env.iter().chain(more).map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-async fn import(peer: &mut Peer, wish: &Wish) -> Result<Facts, ZygoteError> {
-    let list = ImportList { imports: wish.spec.imports.clone(), env: wish.env.clone() };
-    let list = serde_json::to_vec(&list)?;
-    let exchange = async {
-        peer.send(Kind::Import, &list).await?;
-        peer.expect(Kind::Facts).await
-    };
-    let limit = Duration::from_secs(IMPORT_SECONDS);
-    let result = tokio::time::timeout(limit, exchange).await.map_err(|_| ZygoteError::Slow)?;
-    Ok(serde_json::from_slice(&result.map_err(|error| ZygoteError::of(error, peer))?)?)
-}
-
-impl ZygoteError {
-    /// With what it wrote.
-    fn of(error: PeerError, peer: &mut Peer) -> Self {
-        Self::Peer { error, said: said(peer) }
-    }
-
-    /// Whether it says nothing of what was to be imported. The one that it was to be forked from may have died meanwhile.
-    fn is_early(&self) -> bool {
-        matches!(self, Self::Launcher(_) | Self::Unborn { .. } | Self::Io(_))
-    }
-}
-
-fn said(peer: &mut Peer) -> String {
-    let said = String::from_utf8_lossy(&peer.take_output().text).trim().to_owned();
-    if said.is_empty() { said } else { format!("; it said: {said}") }
 }
