@@ -134,8 +134,8 @@ fn requests() -> Seeds {
         ("view-elsewhere", asked(Request::AddView { view: "../v".into(), layers: vec![] })),
         ("start", asked(Request::StartZygote(start))),
         ("stop", asked(Request::StopZygote { zygote: 3 })),
-        ("spares", asked(Request::Keep { zygote: 3, spares: 64, slots: 4 })),
-        ("too-many-spares", asked(Request::Keep { zygote: 3, spares: 65, slots: 4 })),
+        ("spares", asked(Request::Keep { zygote: 3, spares: 1024, slots: 4 })),
+        ("too-many-spares", asked(Request::Keep { zygote: 3, spares: 1025, slots: 4 })),
         ("fork", asked(Request::Fork { zygote: 3, files: files(), limits })),
         (
             "fork-of-nothing",

@@ -44,7 +44,7 @@ fn is_within_bounds(request: &Request) -> bool {
         }
         Request::Execute { files, command } => have_name(files) && is_command(command, Role::Instance),
         Request::Fork { files, limits, .. } => have_name(files) && are_limits(limits),
-        Request::Keep { spares, slots, .. } => *spares <= 64 && *slots <= 64,
+        Request::Keep { spares, slots, .. } => *spares <= 1024 && *slots <= 64,
         Request::ForkZygote(ForkZygote { files, limits, .. }) => have_name(files) && are_limits(limits),
         Request::StopZygote { .. }
         | Request::Admit { .. }
