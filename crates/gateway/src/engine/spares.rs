@@ -106,16 +106,18 @@ impl Engine {
             |counts: &HashMap<ZygoteId, usize>, zygote: &Zygote| counts.get(&zygote.id).copied().unwrap_or(0);
         let zygotes = self.zygotes.running();
         let arrivals: Vec<_> = zygotes.iter().map(|zygote| zygote.recent(of(&waiting, zygote))).collect();
-        // Idle instances answer before new ones are started.
-        let bursts =
-            arrivals.iter().zip(&zygotes).map(|((_, burst), zygote)| burst - of(&idle, zygote) as f64);
+        let expected: Vec<_> = zygotes.iter().map(|zygote| self.planner.expected(&zygote.spec)).collect();
+        // Idle instances answer before new ones are started; and of what serves nobody any more nobody will ask for any.
+        let asked = |at: usize| {
+            if expected[at].serves { arrivals[at].1 - of(&idle, &zygotes[at]) as f64 } else { 0.0 }
+        };
+        let bursts: Vec<f64> = (0..zygotes.len()).map(asked).collect();
         let room = u32::try_from(self.planner.bytes() / SHARE / BYTES).unwrap_or(u32::MAX);
-        let for_bursts = tree::spares_for_bursts(&bursts.collect::<Vec<_>>(), room, MAX_SPARES);
-        for ((zygote, (recent, burst)), for_burst) in zygotes.iter().zip(arrivals).zip(for_bursts) {
-            let expected = self.planner.expected(&zygote.spec);
-            let steady = tree::spares(expected.rate.max(recent), SECONDS, MOST);
-            let spares = steady.max(for_burst);
-            let slots = if expected.serves { tree::slots(burst, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
+        let for_bursts = tree::spares_for_bursts(&bursts, room, MAX_SPARES);
+        for (at, zygote) in zygotes.iter().enumerate() {
+            let (recent, burst) = arrivals[at];
+            let spares = tree::spares(expected[at].rate.max(recent), SECONDS, MOST).max(for_bursts[at]);
+            let slots = if expected[at].serves { tree::slots(burst, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
             self.zygotes.keep(zygote, spares, slots);
         }
     }

@@ -136,14 +136,15 @@ fn several() -> Result<(), Failed> {
 /// Twice as many messages as a socket holds: neither side may wait for room at the other's while that does.
 fn more_than_fit() -> Result<(), Failed> {
     const MANY: usize = 700;
+    // It would never come back.
+    nix::unistd::alarm::set(180);
     sock_isolation::process::raise_file_limit()?;
     let shop = Shop::open()?;
     shop.workshop.keep_ready(MANY);
-    let begin = std::time::Instant::now();
     while shop.workshop.tend()? < MANY {
-        assert!(begin.elapsed().as_secs() < 300, "they are not made");
         nix::poll::poll(&mut [], 5u8)?;
     }
+    nix::unistd::alarm::cancel();
     shop.close()
 }
 
