@@ -86,6 +86,11 @@ impl Bench {
         (self.grove.span(&zygote), ids(&zygote))
     }
 
+    /// Waits until what `outlives` starts is on its own: PID 1, the zygote, three more; and the instance.
+    fn is_complete(&self) {
+        self.grove.server.wait_until(|| self.all_of_it().0.count(), |count| *count >= 6);
+    }
+
     /// That a deployment that failed says why, in the package's terms.
     fn refused(&self, why: &str) {
         assert!(!self.deployed, "it was deployed");
@@ -412,9 +417,7 @@ fn its_lies_about_what_others_import_cost_them_nothing() {
 fn what_it_starts_does_not_outlive_its_function() {
     let bench = Bench::new("outlives");
     bench.forked();
-    let (all, _) = bench.all_of_it();
-    // PID 1, the zygote, three more; and the instance.
-    assert!(all.count() >= 6, "{}", all.count());
+    bench.is_complete();
     bench.leaves_nothing();
 }
 
@@ -422,6 +425,7 @@ fn what_it_starts_does_not_outlive_its_function() {
 fn what_it_starts_does_not_outlive_its_zygote() {
     let bench = Bench::new("outlives");
     bench.forked();
+    bench.is_complete();
     let (all, _) = bench.all_of_it();
     bench.zygote().kill();
     all.wait_for_end(&bench.grove.server);
