@@ -51,6 +51,7 @@ use planner::Planner;
 pub(crate) use planner::default_budget;
 use process::{Output, Peer, PeerError};
 use python::Python;
+pub(crate) use spares::SPARE_SHARE;
 use zygotes::Zygotes;
 
 /// Instances that may run at once: on a small machine more only wait for each other.
@@ -82,6 +83,8 @@ pub(crate) struct EngineOptions {
     pub(crate) interpreters: Vec<sock_pkgcache::Interpreter>,
     /// Memory that zygotes may take, bytes.
     pub(crate) zygote_bytes: u64,
+    /// Memory that spares for bursts may take, bytes.
+    pub(crate) spare_bytes: u64,
     /// Memory of their own that idle instances may take, bytes.
     pub(crate) idle_bytes: u64,
 }
@@ -97,6 +100,8 @@ pub(crate) struct Engine {
     places: Mutex<HashMap<FunctionName, Arc<Places>>>,
     functions: Mutex<Functions>,
     idle: Mutex<Idle>,
+    /// Memory that spares for bursts may take, bytes.
+    spare_bytes: u64,
     ahead: Arc<Ahead>,
     /// What was found out of the memory of zygotes.
     known_memory: Mutex<report::Known>,
@@ -204,6 +209,7 @@ impl Engine {
             places: Mutex::default(),
             functions: Mutex::default(),
             idle: Mutex::new(Idle::new(options.idle_bytes)),
+            spare_bytes: options.spare_bytes,
             ahead: Arc::default(),
             known_memory: Mutex::default(),
             own: own.clone(),

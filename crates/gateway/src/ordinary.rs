@@ -14,7 +14,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::config::{Auth, GatewayConfig};
 use crate::doctor::DEFAULT_PYTHON;
-use crate::engine::{Engine, EngineOptions, default_budget};
+use crate::engine::{Engine, EngineOptions, SPARE_SHARE, default_budget};
 use crate::keys::{AccessKey, Keys};
 use crate::runner::Runner;
 use crate::supervisor::{LogFormat, ServeOptions};
@@ -84,9 +84,10 @@ async fn serve(
     let files = process::raise_file_limit().map_err(|error| error.to_string())?;
     config.limits.connections = config.limits.connections.min(connections(files));
     let zygote_bytes = options.zygote_memory_mb.map_or_else(default_budget, |mb| mb << 20);
+    let spare_bytes = options.spare_memory_mb.map_or(zygote_bytes / SPARE_SHARE, |mb| mb << 20);
     let idle_bytes = options.idle_memory_mb.map_or_else(default_budget, |mb| mb << 20);
     let data_dir = options.data_dir.clone();
-    let engine_options = EngineOptions { data_dir, interpreters, zygote_bytes, idle_bytes };
+    let engine_options = EngineOptions { data_dir, interpreters, zygote_bytes, spare_bytes, idle_bytes };
     let engine = Engine::start(launcher, engine_options).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let shutdown = async move {

@@ -54,6 +54,8 @@ pub struct ServeOptions {
     pub log_format: LogFormat,
     /// Memory that zygotes may take, MiB; nothing: a quarter of the machine's.
     pub zygote_memory_mb: Option<u64>,
+    /// Memory that spares for bursts may take, MiB; nothing: a quarter of the zygotes'.
+    pub spare_memory_mb: Option<u64>,
     /// Memory of their own that idle instances may take, MiB; nothing: a quarter of the machine's.
     pub idle_memory_mb: Option<u64>,
     /// The host's user ids for containers; nothing: the first of [`IdRange::choices`] that no other server has.

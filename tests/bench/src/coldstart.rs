@@ -1,6 +1,6 @@
 //! What a new instance takes, as its client sees it: that has its function already, with a spare, forked on demand, and by an interpreter of its own.
 //!
-//! Every invocation has an instance of its own (`--single-use`). A round gives each contender of each function one turn, after the
+//! Every invocation has an instance of its own (`--single-use`), and no spares are kept for bursts, which these few requests would be. A round gives each contender of each function one turn, after the
 //! same idle time: caches that others have used meanwhile are part of what a request meets.
 
 mod bare;
@@ -23,7 +23,7 @@ const SLOW_ROUNDS: usize = 12;
 /// Before each turn.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// After an answer: its instance is gone by then, and no spare is made yet.
+/// After an answer: no spare is made yet, and its instance waits for a lull to end in.
 const MOMENT: Duration = Duration::from_millis(10);
 
 /// In quick succession: more than there are spares of one zygote.
@@ -152,7 +152,7 @@ impl Contender {
 
 /// Measures, prints, and tells whether every target was met.
 pub(crate) fn run(sock: &Path) -> Result<bool> {
-    let mut server = Server::start(sock, &[])?;
+    let mut server = Server::start(sock, &["--spare-memory", "0"])?;
     let mut contenders = [
         Contender::new("echo", "functions/echo", None, "\"hello\""),
         Contender::new("numpy", "bench/functions/numbers", Some("numpy"), "\"2.2.6\""),

@@ -102,11 +102,6 @@ impl Planner {
         self.expected(spec).saved
     }
 
-    /// Memory that zygotes may take, bytes.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// The function as the policy sees it.
     pub(crate) fn want(&self, prepared: &Prepared) -> Want {
         let mut learnt = self.learnt();

@@ -23,8 +23,8 @@ const MOST: u32 = 16;
 /// What a spare has of its own, bytes: 1.5 MB without packages, 2.3 MB with pandas.
 const BYTES: u64 = 2 << 20;
 
-/// Of the memory for zygotes, spares for bursts may take a part of so many.
-const SHARE: u64 = 4;
+/// Of the memory for zygotes, spares for bursts may take a part of so many, where the operator says nothing.
+pub(crate) const SPARE_SHARE: u64 = 4;
 
 /// Slots kept ready for one that serves functions, at first; a burst beyond them waits about a millisecond for each more.
 pub(crate) const SLOTS: u32 = 4;
@@ -112,7 +112,7 @@ impl Engine {
             if expected[at].serves { arrivals[at].1 - of(&idle, &zygotes[at]) as f64 } else { 0.0 }
         };
         let bursts: Vec<f64> = (0..zygotes.len()).map(asked).collect();
-        let room = u32::try_from(self.planner.bytes() / SHARE / BYTES).unwrap_or(u32::MAX);
+        let room = u32::try_from(self.spare_bytes / BYTES).unwrap_or(u32::MAX);
         let for_bursts = tree::spares_for_bursts(&bursts, room, MAX_SPARES);
         for (at, zygote) in zygotes.iter().enumerate() {
             let (recent, burst) = arrivals[at];

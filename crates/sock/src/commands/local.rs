@@ -20,6 +20,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         require_cgroup_limits,
         python,
         zygote_memory,
+        spare_memory,
         idle_memory,
         log_format,
         id_range,
@@ -38,6 +39,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
             LogFormat::Json => sock_gateway::LogFormat::Json,
         },
         zygote_memory_mb: zygote_memory,
+        spare_memory_mb: spare_memory,
         idle_memory_mb: idle_memory,
         ids: id_range,
     })?;

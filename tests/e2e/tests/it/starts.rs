@@ -131,11 +131,11 @@ fn a_burst_that_comes_again_finds_spares() {
     assert!(server.stop());
 }
 
-/// A quarter of 16 MB has room for two.
+/// 4 MB have room for two.
 #[test]
-fn spares_for_bursts_keep_within_the_memory_for_zygotes() {
+fn spares_for_bursts_keep_within_their_memory() {
     let data = tempfile::tempdir().unwrap();
-    let server = Server::start_with(data.path(), &["--zygote-memory", "16"]);
+    let server = Server::start_with(data.path(), &["--spare-memory", "4"]);
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use", "--timeout", "30"]);
     burst(&server, 20);
     let forks = |server: &Server| ahead(server).0;

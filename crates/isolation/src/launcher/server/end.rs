@@ -165,8 +165,8 @@ impl Server {
             (init.ground.number == number).then_some(*id)
         });
         if let Some(zygote) = dead {
-            // It exits with 0 when the gateway hangs up.
-            if exit != Some(Exit::Code(0)) {
+            // It exits with 0 when the gateway hangs up, and ends those that were forked from it, whose end is as good.
+            if exit != Some(Exit::Code(0)) && !self.is_hung_up() {
                 eprintln!("sock: launcher: zygote {zygote} ended by itself: {exit:?}");
             }
             let _ = self.stop_zygote(zygote);
@@ -205,6 +205,12 @@ impl Server {
         };
         let out_of_memory = out_of_memory || usage.oom_kills > 0;
         self.answer(request, Ok(Reply::Destroyed { exit, out_of_memory, usage }), Vec::new());
+    }
+
+    /// Whether the gateway has hung up, which is read in its turn.
+    fn is_hung_up(&self) -> bool {
+        let mut wanted = [PollFd::new(self.gateway.as_fd(), PollFlags::empty())];
+        poll(&mut wanted, PollTimeout::ZERO) == Ok(1)
     }
 
     /// Takes away the ground of what is dead.
