@@ -51,6 +51,7 @@ use planner::Planner;
 pub(crate) use planner::default_budget;
 use process::{Output, Peer, PeerError};
 use python::Python;
+use spares::Bursts;
 pub(crate) use spares::SPARE_SHARE;
 use zygotes::Zygotes;
 
@@ -103,6 +104,7 @@ pub(crate) struct Engine {
     /// Memory that spares for bursts may take, bytes.
     spare_bytes: u64,
     ahead: Arc<Ahead>,
+    bursts: Bursts,
     /// What was found out of the memory of zygotes.
     known_memory: Mutex<report::Known>,
     own: std::sync::Weak<Self>,
@@ -121,6 +123,10 @@ impl Default for Places {
 }
 
 impl Places {
+    fn taken(&self) -> usize {
+        MAX_OF_ONE - self.free.available_permits()
+    }
+
     /// Invocations that wait for one.
     fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -211,6 +217,7 @@ impl Engine {
             idle: Mutex::new(Idle::new(options.idle_bytes)),
             spare_bytes: options.spare_bytes,
             ahead: Arc::default(),
+            bursts: Bursts::default(),
             known_memory: Mutex::default(),
             own: own.clone(),
         });
@@ -329,7 +336,8 @@ impl Engine {
         let kept = quiet && functions.is_current(&instance.function);
         let gone = if kept { lock(&self.idle).keep(instance) } else { Some(instance) };
         drop(functions);
-        gone.into_iter().for_each(Instance::end_later);
+        // What goes on in it does not go on any longer.
+        gone.into_iter().filter(|_| quiet).for_each(Instance::end_later);
         kept
     }
 
@@ -520,6 +528,7 @@ impl Runner for Engine {
     fn retire(&self, name: &FunctionName) {
         lock(&self.functions).remove(name);
         lock(&self.places).remove(name);
+        self.bursts.forget(name);
         let instances = lock(&self.idle).remove(name);
         drop(instances);
         self.planner.changed.notify_one();

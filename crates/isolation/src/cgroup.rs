@@ -329,6 +329,17 @@ impl Group {
         Ok(())
     }
 
+    /// Has every process in it stop, and does not wait for that.
+    pub(crate) fn stop(&self) -> SysResult<()> {
+        write(&self.path.join("cgroup.freeze"), "1")
+    }
+
+    /// What it is charged with, bytes; 0 where no controller counts.
+    pub(crate) fn memory(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.current")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// Its `cgroup.freeze`, to write to.
     pub(crate) fn freezer(&self) -> SysResult<OwnedFd> {
         let path = self.path.join("cgroup.freeze");

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use sock_isolation::launcher::wire::{InstanceId, ZygoteId};
+use sock_isolation::launcher::wire::InstanceId;
 use sock_zygote::tree::{self, IdleInstance};
 
 use super::instance::Instance;
@@ -59,15 +59,6 @@ impl Idle {
     pub(super) fn count_of(&self, function: &Function) -> usize {
         let all = self.by_function.get(&function.name).into_iter().flatten();
         all.filter(|instance| instance.is_of(function)).count()
-    }
-
-    /// How many were forked from each zygote.
-    pub(super) fn count_by_zygote(&self) -> HashMap<ZygoteId, usize> {
-        let mut counts = HashMap::new();
-        for zygote in self.by_function.values().flatten().filter_map(Instance::zygote) {
-            *counts.entry(zygote).or_default() += 1;
-        }
-        counts
     }
 
     /// How many are frozen, and how much memory of their own all have, bytes.

@@ -5,17 +5,18 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request, ZygoteId};
+use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request};
 use sock_isolation::{Command, Role};
 use sock_zygote::frames::{self, Kind, Nonce, Ready};
 use sock_zygote::runtime::{self, Entry};
 
 use super::ending::{Ended, ended};
 use super::function::Prepared;
-use super::launcher::Launcher;
+use super::launcher::{Launcher, LauncherError};
 use super::process::{Output, Peer, PeerError};
 use super::zygotes::{Using, Zygote};
 use super::{ATTEMPTS, Engine, START, ask, failed};
@@ -38,7 +39,7 @@ pub(super) struct Instance {
     pub(super) peer: Peer,
     /// Whether it has had no invocation.
     pub(super) unused: bool,
-    using: Option<Using>,
+    _using: Option<Using>,
     pub(super) idle_since: Instant,
     /// Memory of its own when that was asked last, bytes; 0 before, and whether that was since its last invocation.
     pub(super) bytes: u64,
@@ -58,11 +59,6 @@ impl Instance {
         let Function { revision, fresh, tenant, single_use, .. } = &*self.function;
         (revision, fresh, tenant) == (&function.revision, &function.fresh, &function.tenant)
             && (*single_use == function.single_use || self.unused)
-    }
-
-    /// The zygote that it was forked from.
-    pub(super) fn zygote(&self) -> Option<ZygoteId> {
-        self.using.as_ref().map(Using::zygote)
     }
 
     /// Whether it was not destroyed by hand.
@@ -102,7 +98,7 @@ impl Instance {
         let instance = std::mem::replace(&mut self.id, GONE);
         tokio::spawn(async move {
             // Without its socket it would end at once.
-            if self.launcher.call(Request::Release { instance }).await.is_err() {
+            if let Err(LauncherError::Refused(_)) = self.launcher.call(Request::Release { instance }).await {
                 self.launcher.tell(Request::Destroy { instance });
             }
         });
@@ -262,7 +258,8 @@ impl Engine {
             }
         };
         if let Some(zygote) = &zygote {
-            zygote.note_arrival();
+            zygote.forks.fetch_add(1, Ordering::Relaxed);
+            self.bursts.note(&function.name);
         }
         // Before the request: a zygote with instances is not retired.
         let using = zygote.clone().map(Using::new);
@@ -292,7 +289,7 @@ impl Engine {
             function: Arc::clone(function),
             peer,
             unused: true,
-            using,
+            _using: using,
             idle_since: Instant::now(),
             bytes: 0,
             measured: false,

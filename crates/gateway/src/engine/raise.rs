@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sock_isolation::launcher::wire::{Files, ForkZygote, Request, StartZygote, ZygoteId};
+use sock_isolation::launcher::wire::{Files, ForkZygote, Reply, Request, StartZygote, ZygoteId};
 use sock_isolation::{Command, Limits, Role};
 use sock_zygote::frames::{ImportList, Kind};
 use sock_zygote::runtime::{self, Entry};
@@ -71,6 +71,7 @@ impl Wish {
 /// One that has imported what it was to.
 pub(super) struct Raised {
     pub(super) id: ZygoteId,
+    pub(super) most_spares: u32,
     pub(super) peer: Peer,
     pub(super) env: BTreeMap<String, String>,
     pub(super) facts: Facts,
@@ -117,10 +118,18 @@ impl Zygotes {
             memory_by_kernel: false,
         };
         let start = StartZygote { zygote: id, files: wish.files(), command, slots: SLOTS };
-        let (_, fds) = self.launcher.call(Request::StartZygote(start)).await?;
+        let (reply, fds) = self.launcher.call(Request::StartZygote(start)).await?;
+        let most_spares = most_spares(&reply);
         let mut peer = Peer::new(fds)?;
         let facts = self.import(id, &mut peer, wish).await?;
-        Ok(Raised { id, peer, env: env.into_iter().chain(wish.env.clone()).collect(), facts, parent: None })
+        Ok(Raised {
+            id,
+            most_spares,
+            peer,
+            env: env.into_iter().chain(wish.env.clone()).collect(),
+            facts,
+            parent: None,
+        })
     }
 
     async fn fork(&self, wish: &Wish, parent: Arc<Zygote>) -> Result<Raised, ZygoteError> {
@@ -129,14 +138,22 @@ impl Zygotes {
             ForkZygote { zygote: id, parent: parent.id, files: wish.files(), limits: limits(), slots: SLOTS };
         // Before the request: a zygote that is used is not retired.
         let using = Using::new(Arc::clone(&parent));
-        let (_, fds) = self.launcher.call(Request::ForkZygote(fork)).await?;
+        let (reply, fds) = self.launcher.call(Request::ForkZygote(fork)).await?;
+        let most_spares = most_spares(&reply);
         let mut peer = Peer::new(fds)?;
         if let Err(error) = self.admit(id, &mut peer).await {
             self.launcher.tell(Request::StopZygote { zygote: id });
             return Err(error);
         }
         let facts = self.import(id, &mut peer, wish).await?;
-        Ok(Raised { id, peer, env: together(&parent.node.env, &wish.env), facts, parent: Some(using) })
+        Ok(Raised {
+            id,
+            most_spares,
+            peer,
+            env: together(&parent.node.env, &wish.env),
+            facts,
+            parent: Some(using),
+        })
     }
 
     /// Has a forked zygote looked at once it says that it has dropped everything.
@@ -160,6 +177,10 @@ impl Zygotes {
         }
         imported
     }
+}
+
+fn most_spares(reply: &Reply) -> u32 {
+    if let Reply::Zygote { most_spares } = reply { *most_spares } else { 0 }
 }
 
 /// Room for the largest libraries and for a child for every slot of a burst.

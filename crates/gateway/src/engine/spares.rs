@@ -1,18 +1,19 @@
 //! How many spares and slots the launcher keeps of each zygote: as many as arrivals ask for, and a burst that comes again.
 //!
-//! The formulas are `sock_zygote::tree`'s. What they are told is looked at each second: how many instances each zygote was asked for, how
-//! many invocations wait, which idle instances would answer.
+//! The formulas are `sock_zygote::tree`'s. What they are told is looked at each second: how many instances each zygote was asked for, and of
+//! each function how many at once, how many invocations wait, and which instances would answer.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sock_isolation::launcher::wire::{MAX_SPARES, ZygoteId};
 use sock_zygote::tree;
 
 use super::zygotes::Zygote;
-use super::{Engine, lock};
+use super::{Engine, Places, lock};
+use crate::names::FunctionName;
 
 /// What making a spare takes, seconds: it waits for a lull of 20 ms, and then a fork.
 const SECONDS: f64 = 0.05;
@@ -41,40 +42,18 @@ pub(super) struct Arrivals {
     looked: Instant,
     forks: u64,
     rate: f64,
-    /// The most at once, of late.
-    burst: f64,
-    /// Those of the last moment, and the most that there were in one since it was looked at.
-    latest: VecDeque<Instant>,
-    most: usize,
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
-        let (latest, most) = (VecDeque::new(), 0);
-        Self { looked: Instant::now(), forks: 0, rate: 0.0, burst: 0.0, latest, most }
-    }
-}
-
-impl Arrivals {
-    fn note(&mut self, now: Instant) {
-        while self.latest.front().is_some_and(|first| now.duration_since(*first) > BURST) {
-            self.latest.pop_front();
-        }
-        self.latest.push_back(now);
-        self.most = self.most.max(self.latest.len());
+        Self { looked: Instant::now(), forks: 0, rate: 0.0 }
     }
 }
 
 impl Zygote {
-    /// An instance of it is asked for.
-    pub(super) fn note_arrival(&self) {
-        self.forks.fetch_add(1, Ordering::Relaxed);
-        lock(&self.arrivals).note(Instant::now());
-    }
-
-    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next; and the most within a second,
-    /// with those that invocations wait for which have no place yet. Asked more often than each second, it tells what it told last.
-    fn recent(&self, waiting: usize) -> (f64, f64) {
+    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next. Asked more often than each
+    /// second, it tells what it told last.
+    fn recent(&self) -> f64 {
         let mut arrivals = lock(&self.arrivals);
         let passed = arrivals.looked.elapsed().as_secs_f64();
         if passed >= 0.9 {
@@ -82,12 +61,74 @@ impl Zygote {
             let now = (forks - arrivals.forks) as f64 / passed;
             let weight = 0.5f64.powf(passed);
             let rate = arrivals.rate * weight + now * (1.0 - weight);
-            let most = std::mem::take(&mut arrivals.most) + waiting;
-            let burst = tree::burst(arrivals.burst, passed, most as f64);
-            (arrivals.looked, arrivals.forks) = (Instant::now(), forks);
-            (arrivals.rate, arrivals.burst) = (rate, burst);
+            *arrivals = Arrivals { looked: Instant::now(), forks, rate };
         }
-        (arrivals.rate, arrivals.burst)
+        arrivals.rate
+    }
+}
+
+/// The bursts of functions.
+#[derive(Debug, Default)]
+pub(super) struct Bursts(Mutex<HashMap<FunctionName, Burst>>);
+
+/// New instances of a function.
+#[derive(Debug)]
+struct Burst {
+    /// When those of the last moment were asked for, and the most that there were in one since it was looked at.
+    latest: VecDeque<Instant>,
+    most: usize,
+    looked: Instant,
+    /// The most at once, of late.
+    size: f64,
+}
+
+impl Burst {
+    fn begin(now: Instant) -> Self {
+        Self { latest: VecDeque::new(), most: 0, looked: now, size: 0.0 }
+    }
+
+    fn note(&mut self, now: Instant) {
+        while self.latest.front().is_some_and(|first| now.duration_since(*first) > BURST) {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(now);
+        self.most = self.most.max(self.latest.len());
+    }
+
+    /// Its size, with those that are still to be asked for.
+    fn look(&mut self, now: Instant, waiting: usize) -> f64 {
+        let most = std::mem::take(&mut self.most) + waiting;
+        let passed = now.duration_since(self.looked).as_secs_f64();
+        (self.size, self.looked) = (tree::burst(self.size, passed, most as f64), now);
+        self.size
+    }
+}
+
+impl Bursts {
+    /// An instance of the function is asked for.
+    pub(super) fn note(&self, function: &FunctionName) {
+        let now = Instant::now();
+        let mut bursts = lock(&self.0);
+        match bursts.get_mut(function) {
+            Some(burst) => burst.note(now),
+            None => bursts.entry(function.clone()).or_insert_with(|| Burst::begin(now)).note(now),
+        }
+    }
+
+    /// The function is gone.
+    pub(super) fn forget(&self, function: &FunctionName) {
+        lock(&self.0).remove(function);
+    }
+
+    /// The sizes of those that are not forgotten; `waiting` tells how many are still to be asked for.
+    fn look(&self, waiting: impl Fn(&FunctionName) -> usize) -> Vec<(FunctionName, f64)> {
+        let (now, mut sizes) = (Instant::now(), Vec::new());
+        lock(&self.0).retain(|name, burst| {
+            let size = burst.look(now, waiting(name));
+            sizes.push((name.clone(), size));
+            size >= 0.5
+        });
+        sizes
     }
 }
 
@@ -98,48 +139,47 @@ pub(super) fn expects_none(rate: f64) -> bool {
 
 impl Engine {
     /// Has as many spares kept of each zygote as arrivals ask for: those that the plan expects, or those of the last seconds, or the last
-    /// burst.
+    /// bursts of the functions that it serves.
     pub(crate) fn keep_spares(&self) {
-        let waiting = self.waiting_for_zygotes();
-        let idle = lock(&self.idle).count_by_zygote();
-        let of =
-            |counts: &HashMap<ZygoteId, usize>, zygote: &Zygote| counts.get(&zygote.id).copied().unwrap_or(0);
+        let bursts = self.bursts_by_zygote();
         let zygotes = self.zygotes.running();
-        let arrivals: Vec<_> = zygotes.iter().map(|zygote| zygote.recent(of(&waiting, zygote))).collect();
-        let expected: Vec<_> = zygotes.iter().map(|zygote| self.planner.expected(&zygote.spec)).collect();
-        // Idle instances answer before new ones are started; and of what serves nobody any more nobody will ask for any.
-        let asked = |at: usize| {
-            if expected[at].serves { arrivals[at].1 - of(&idle, &zygotes[at]) as f64 } else { 0.0 }
-        };
-        let bursts: Vec<f64> = (0..zygotes.len()).map(asked).collect();
+        let asked: Vec<f64> =
+            zygotes.iter().map(|zygote| bursts.get(&zygote.id).copied().unwrap_or(0.0)).collect();
         let room = u32::try_from(self.spare_bytes / BYTES).unwrap_or(u32::MAX);
-        let for_bursts = tree::spares_for_bursts(&bursts, room, MAX_SPARES);
-        for (at, zygote) in zygotes.iter().enumerate() {
-            let (recent, burst) = arrivals[at];
-            let spares = tree::spares(expected[at].rate.max(recent), SECONDS, MOST).max(for_bursts[at]);
-            let slots = if expected[at].serves { tree::slots(burst, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
+        let for_bursts = tree::spares_for_bursts(&asked, room, MAX_SPARES);
+        for ((zygote, asked), for_burst) in zygotes.iter().zip(asked).zip(for_bursts) {
+            let expected = self.planner.expected(&zygote.spec);
+            let steady = tree::spares(expected.rate.max(zygote.recent()), SECONDS, MOST);
+            let spares = steady.max(for_burst);
+            let slots = if expected.serves { tree::slots(asked, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
             self.zygotes.keep(zygote, spares, slots);
         }
     }
 
-    /// By zygote: invocations that will have an instance of their own, and wait for a place.
-    fn waiting_for_zygotes(&self) -> HashMap<ZygoteId, usize> {
-        let waiting: Vec<_> = lock(&self.places)
-            .iter()
-            .map(|(name, places)| (name.clone(), places.waiting()))
-            .filter(|(_, count)| *count > 0)
-            .collect();
+    /// By the zygotes that serve them: new instances that functions would ask for, if their last bursts came again.
+    fn bursts_by_zygote(&self) -> HashMap<ZygoteId, f64> {
+        let places: HashMap<FunctionName, Arc<Places>> = lock(&self.places).clone();
+        // Those of other functions wait for an instance that is there.
         let functions = lock(&self.functions);
-        let prepared = waiting
-            .into_iter()
-            .filter_map(|(name, count)| Some((Arc::clone(functions.by_name.get(&name)?), count)));
-        let prepared: Vec<_> = prepared.filter(|(prepared, _)| prepared.function.single_use).collect();
+        let is_single_use = |name: &FunctionName| {
+            functions.by_name.get(name).is_some_and(|prepared| prepared.function.single_use)
+        };
+        let waiting: HashMap<FunctionName, usize> = places
+            .iter()
+            .filter(|(name, places)| places.waiting() > 0 && is_single_use(name))
+            .map(|(name, places)| (name.clone(), places.waiting()))
+            .collect();
         drop(functions);
+        let waiting = |name: &FunctionName| waiting.get(name).copied().unwrap_or(0);
         let mut by_zygote = HashMap::new();
-        for (prepared, count) in prepared {
-            if let Some(zygote) = self.choose(&prepared) {
-                *by_zygote.entry(zygote.id).or_default() += count;
-            }
+        for (name, burst) in self.bursts.look(waiting) {
+            let Some(prepared) = lock(&self.functions).by_name.get(&name).map(Arc::clone) else { continue };
+            let Some(zygote) = self.choose(&prepared) else { continue };
+            // Those answer before new ones are started: idle ones, and where instances are used again, those that run.
+            let idle = lock(&self.idle).count_of(&prepared.function);
+            let running = places.get(&name).map_or(0, |places| places.taken());
+            let there = if prepared.function.single_use { idle } else { idle + running };
+            *by_zygote.entry(zygote.id).or_insert(0.0) += (burst - there as f64).max(0.0);
         }
         by_zygote
     }
@@ -151,12 +191,15 @@ mod tests {
 
     #[test]
     fn a_burst_is_counted_wherever_it_falls() {
-        let mut arrivals = Arrivals::default();
         let begin = Instant::now();
+        let mut burst = Burst::begin(begin);
         for millis in [0, 900, 950, 1000, 1900, 1950, 5000] {
-            arrivals.note(begin + Duration::from_millis(millis));
+            burst.note(begin + Duration::from_millis(millis));
         }
         // From 900 to 1900.
-        assert_eq!((arrivals.most, arrivals.latest.len()), (4, 1));
+        assert_eq!((burst.most, burst.latest.len()), (4, 1));
+        assert_eq!(burst.look(begin, 3), 7.0);
+        // Ten minutes later half of it counts.
+        assert_eq!(burst.look(begin + Duration::from_secs(600), 0).round(), 4.0);
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Zygote {
     pub(crate) forks: AtomicU64,
     /// The one in whose namespaces it lives.
     parent: Option<Using>,
+    /// Spares that the launcher has user ids for.
+    pub(super) most_spares: u32,
     /// What the launcher was last told to keep of it: spares, slots.
     kept: Mutex<(u32, u32)>,
     /// Of the instances that it was asked for.
@@ -79,10 +81,6 @@ impl Using {
     pub(crate) fn new(zygote: Arc<Zygote>) -> Self {
         zygote.users.fetch_add(1, Ordering::AcqRel);
         Self(zygote)
-    }
-
-    pub(super) fn zygote(&self) -> ZygoteId {
-        self.0.id
     }
 }
 
@@ -259,7 +257,7 @@ impl Zygotes {
                 return Err(error);
             }
         };
-        let Raised { id, peer, env, facts, parent } = raised;
+        let Raised { id, most_spares, peer, env, facts, parent } = raised;
         let above = parent.as_ref().map(|using| using.0.id);
         let (imported, safe, ms) = (facts.imported.len(), facts.safe, begin.elapsed().as_millis() as u64);
         tracing::info!(zygote = id, above, imported, safe, ms, "zygote started");
@@ -287,6 +285,7 @@ impl Zygotes {
                 users: AtomicUsize::new(0),
                 forks: AtomicU64::new(0),
                 parent,
+                most_spares,
                 kept: Mutex::new((0, SLOTS)),
                 arrivals: Mutex::default(),
                 control,
@@ -298,13 +297,14 @@ impl Zygotes {
 
     /// Nothing is forked from `zygote` any more; it ends when nothing lives in its namespaces.
     pub(crate) fn leave(&self, zygote: &Arc<Zygote>) {
+        self.keep(zygote, 0, 0);
         self.change(|running| running.retain(|other| other.id != zygote.id));
         lock(&self.leaving).push(Arc::clone(zygote));
     }
 
     /// Has so many spares of `zygote` kept, and slots.
     pub(crate) fn keep(&self, zygote: &Zygote, spares: u32, slots: u32) {
-        let wanted = if zygote.node.facts.safe { (spares, slots) } else { (0, 0) };
+        let wanted = if zygote.node.facts.safe { (spares.min(zygote.most_spares), slots) } else { (0, 0) };
         let mut kept = lock(&zygote.kept);
         if *kept != wanted {
             *kept = wanted;

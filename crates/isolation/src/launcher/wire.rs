@@ -100,8 +100,7 @@ pub enum Request {
     Keep {
         /// Which one.
         zygote: ZygoteId,
-        /// Processes that are forked, have dropped everything and wait for a function; at most [`MAX_SPARES`], and no more than half of those that the
-        /// zygote has user ids for.
+        /// Processes that are forked, have dropped everything and wait for a function; at most what [`Reply::Zygote`] said.
         spares: u32,
         /// Slots that wait for a process; at most 64.
         slots: u32,
@@ -159,7 +158,10 @@ pub enum Reply {
     /// It is done.
     Done,
     /// The zygote runs.
-    Zygote,
+    Zygote {
+        /// Spares that it may have: half of those that it has user ids for, and no more than [`MAX_SPARES`]. The others are for what is asked for.
+        most_spares: u32,
+    },
     /// The instance was started.
     Instance {
         /// Its name from now on.

@@ -138,9 +138,9 @@ fn spares_for_bursts_keep_within_their_memory() {
     let server = Server::start_with(data.path(), &["--spare-memory", "4"]);
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use", "--timeout", "30"]);
     burst(&server, 20);
-    let forks = |server: &Server| ahead(server).0;
-    server.wait_until(|| forks(&server), |wanted| *wanted >= 2);
-    assert!(forks(&server) <= 4, "{}", forks(&server));
+    let wanted = || ahead(&server).0;
+    server.wait_until(wanted, |wanted| *wanted >= 2);
+    assert!(wanted() <= 4, "{}", wanted());
     assert!(server.stop());
 }
 

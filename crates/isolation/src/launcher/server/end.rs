@@ -228,6 +228,9 @@ impl Server {
             }
             self.give_back(dying.ids);
         }
+        // There is room for more that end.
+        let surplus = self.zygotes.iter().filter(|(_, state)| state.has_surplus());
+        self.wanting.extend(surplus.map(|(id, _)| *id));
         Ok(())
     }
 
@@ -235,8 +238,10 @@ impl Server {
         match ids {
             Ids::Alone(pair) => self.pairs.give_back(pair),
             Ids::Within(zygote, pair) => {
-                if let Some(zygote) = self.zygotes.get_mut(&zygote) {
-                    zygote.pairs.give_back(pair);
+                let Some(state) = self.zygotes.get_mut(&zygote) else { return };
+                state.pairs.give_back(pair);
+                if !state.waiting.is_empty() {
+                    self.serve_waiting(zygote);
                 }
             }
             Ids::Zygote(None, span) => self.spans.push(span),

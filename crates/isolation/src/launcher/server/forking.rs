@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recv};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, write};
 
 use super::end::{Ids, has_ended};
 use super::{Instance, Server, Slot, text};
@@ -83,6 +83,8 @@ pub(super) struct Spare {
     pub(super) slot: Slot,
     fds: [OwnedFd; 2],
     looked: Looked,
+    /// It stands still until it is given its function.
+    pub(super) frozen: bool,
 }
 
 /// What looking at a process gave.
@@ -109,6 +111,10 @@ impl Slot {
 }
 
 impl Spare {
+    pub(super) fn freeze(&mut self) {
+        self.frozen = write(&self.looked.fds[1], b"1").is_ok();
+    }
+
     /// Whether it is still what was looked at, and no more: it may have ended, or made processes that its function's limits would not hold for.
     pub(super) fn is_alone(&self) -> bool {
         let Looked { checked, .. } = &self.looked;
@@ -205,14 +211,14 @@ impl Server {
     fn take_child(&mut self, child: Forking, looked: Looked) {
         let Forking { zygote, mut slot, fds, wanted, ahead, .. } = child;
         slot.made.namespaces.clear();
-        let spare = Spare { slot, fds, looked };
+        let spare = Spare { slot, fds, looked, frozen: false };
         // As long as there was this one, no spare was begun.
         self.wanting.insert(zygote);
         match wanted {
             Some(wanted) => self.give(zygote, spare, wanted, ahead),
             None => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
-                    state.spares.push_back(spare);
+                    state.add_spare(spare);
                 }
             }
         }
@@ -243,13 +249,17 @@ impl Server {
 
     /// Answers a request with a process that was looked at, which gets its limits and its files.
     pub(super) fn give(&mut self, zygote: ZygoteId, spare: Spare, wanted: Wanted, ahead: bool) {
-        let Spare { slot, fds, looked } = spare;
+        let Spare { slot, fds, looked, frozen } = spare;
         let Wanted { id, files, limits } = wanted;
         let number: InstanceId = slot.ground.number;
         if let Err(error) = self.furnish(&slot, &looked.checked, (&files, &limits), ahead) {
             let ids = Ids::Within(zygote, slot.pair);
             self.let_die(slot, ids);
             return self.answer(id, Err(error), Vec::new());
+        }
+        if frozen {
+            // Where that fails it does not answer, and is ended for that.
+            let _ = write(&looked.fds[1], b"0");
         }
         let base = self.zygotes.get(&zygote).map_or(0, |zygote| zygote.span.first);
         let mut instance = Instance::new(slot, Some(zygote), limits, (base, 2));

@@ -16,14 +16,15 @@ use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
 use super::end::{Dying, Ids};
-use super::forking::{Forking, Wanted};
+use super::forking::{Forking, Spare, Wanted};
+use super::released::SIDE_BY_SIDE;
 use super::start::{Building, Owner};
 use super::{Server, Slot, Zygote, io_text, stream_pair, text};
 use crate::cgroup::Limits;
 use crate::error::Context;
 use crate::host::{Parent, Within};
 use crate::init::{Exit, Payload};
-use crate::launcher::wire::{Files, ZygoteId};
+use crate::launcher::wire::{Files, MAX_SPARES, ZygoteId};
 use crate::plan::Nesting;
 use crate::sys;
 
@@ -33,7 +34,50 @@ const MAX_FORKING: usize = 8;
 /// The most requests that wait for a slot of one zygote: beyond that, the gateway is told to come back.
 const MAX_WAITING: usize = 4096;
 
+/// No instance of it is about to end, either.
+const NO_IDS: &str = "no user ids are left for another slot of the zygote";
+
+/// What a spare may use until it has a function, whose limits it gets with that: it waits, and has gone the way to a first answer once.
+const SPARE: Limits = Limits {
+    memory: 32 << 20,
+    processes: 16,
+    cpu_millis: 1000,
+    cpu_weight: 100,
+    files: 1024,
+    memory_high: None,
+    io_bytes: None,
+};
+
+/// So many spares of a zygote are ready to run; those behind them stand still, whatever their packages would have them do.
+const AWAKE: usize = 16;
+
 impl Zygote {
+    /// Spares that it may have. The other half of its user ids is for those that are asked for.
+    pub(super) fn most_spares(&self) -> u32 {
+        (self.pairs.count() / 2).min(MAX_SPARES)
+    }
+
+    /// One more than there shall be: the spare that waits for its turn longest, or a slot.
+    fn surplus(&mut self) -> Option<Slot> {
+        if self.spares.len() > self.wanted_spares as usize {
+            return self.spares.pop_back().map(|spare| spare.slot);
+        }
+        if self.ready.len() > self.target as usize { self.ready.pop_back() } else { None }
+    }
+
+    /// Whether there is one.
+    pub(super) fn has_surplus(&self) -> bool {
+        self.spares.len() > self.wanted_spares as usize || self.ready.len() > self.target as usize
+    }
+
+    /// Adds a spare behind the others.
+    pub(super) fn add_spare(&mut self, mut spare: Spare) {
+        if self.spares.len() >= AWAKE {
+            spare.freeze();
+        }
+        self.spares.push_back(spare);
+    }
+
     /// Takes the slot with this number, which is dead, out of its pool.
     pub(super) fn lose_slot(&mut self, number: u64) -> Option<Slot> {
         let at = self.ready.iter().position(|slot| slot.ground.number == number)?;
@@ -50,24 +94,25 @@ impl Zygote {
 impl Server {
     pub(super) fn keep(&mut self, zygote: ZygoteId, spares: u32, slots: u32) -> Result<(), String> {
         let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        // The others are for those that are asked for: what is kept ready must not take the last ids.
-        let spares = spares.min(state.pairs.count() / 2);
-        (state.wanted_spares, state.target) = (spares, slots);
-        let spares = state.spares.drain((spares as usize).min(state.spares.len())..).map(|spare| spare.slot);
-        let mut surplus: Vec<Slot> = spares.collect();
-        surplus.extend(state.ready.drain((slots as usize).min(state.ready.len())..));
-        for slot in surplus {
+        (state.wanted_spares, state.target) = (spares.min(state.most_spares()), slots);
+        self.wanting.insert(zygote);
+        Ok(())
+    }
+
+    /// Ends what is kept beyond what shall be, a few at a time: others may wait for a start.
+    fn shed(&mut self, zygote: ZygoteId) {
+        while self.dying.len() < SIDE_BY_SIDE {
+            let Some(slot) = self.zygotes.get_mut(&zygote).and_then(Zygote::surplus) else { return };
             let ids = Ids::Within(zygote, slot.pair);
             self.let_die(slot, ids);
         }
-        self.wanting.insert(zygote);
-        Ok(())
     }
 
     /// In a lull: takes every pool that is not full one step on.
     pub(super) fn refill_all(&mut self) {
         self.refilled = Instant::now();
         for zygote in std::mem::take(&mut self.wanting) {
+            self.shed(zygote);
             if let Err(error) = self.make_spare(zygote).and_then(|()| self.refill(zygote)) {
                 eprintln!("sock: launcher: zygote {zygote}: {error}");
             }
@@ -101,7 +146,11 @@ impl Server {
             let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
             let Some(family) = &init.ground.family else { return Ok(()) };
             let (family, uid) = (family.clone(), state.span.first);
-            let pair = state.pairs.take().ok_or("no user ids are left for another slot of the zygote")?;
+            let Some(pair) = state.pairs.take() else {
+                // Those that wait for ids are served when there are some.
+                let pooled = state.waiting.is_empty();
+                return if pooled || self.frees_ids(zygote) { Ok(()) } else { Err(NO_IDS.into()) };
+            };
             let within = Within::Family(&family, uid);
             let (ground, ()) = self.ground(within, Ids::Within(zygote, pair), |server, ground| {
                 let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
@@ -215,7 +264,7 @@ impl Server {
         wanted: Option<&Wanted>,
     ) -> Result<([OwnedFd; 2], u64), String> {
         // A spare's own limits come with its function; until then it only waits.
-        let limits = wanted.map_or_else(Limits::default, |wanted| wanted.limits);
+        let limits = wanted.map_or(SPARE, |wanted| wanted.limits);
         slot.ground.group.limit(&self.host.hierarchy, &limits).map_err(text)?;
         let (socket, theirs) = stream_pair().map_err(text)?;
         let (log, log_theirs) = pipe2(OFlag::O_CLOEXEC).call("pipe2").map_err(text)?;
@@ -248,7 +297,7 @@ impl Server {
     /// since a zygote may be anybody's code, its word is news for people and nothing else.
     pub(super) fn hear(&mut self, zygote: ZygoteId) {
         // More than a zygote has children that end at once; it may be sending without end.
-        const MOST: usize = 1024;
+        const MOST: usize = 4096;
         let mut buffer = [0; 64];
         for _ in 0..MOST {
             let Some(channel) = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd()) else {

@@ -6,15 +6,18 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Instance, Server};
-use crate::launcher::wire::{InstanceId, Reply};
+use nix::sys::statvfs::statvfs;
+
+use super::end::Ids;
+use super::{Instance, Server, text};
+use crate::launcher::wire::{InstanceId, Reply, ZygoteId};
 use crate::verify;
 
 /// Where there is no lull, each ends by then.
 const AT_LATEST: Duration = Duration::from_secs(2);
 
 /// So many are taken apart at a time.
-const SIDE_BY_SIDE: usize = 8;
+pub(super) const SIDE_BY_SIDE: usize = 8;
 
 /// Memory that they may have together, bytes, where the machine has eight times as much or more.
 const MOST: u64 = 2 << 30;
@@ -66,28 +69,51 @@ impl Released {
         Some(first)
     }
 
+    /// Takes out those for which `ends` says so.
+    fn take_if(&mut self, mut ends: impl FnMut(InstanceId) -> bool) -> VecDeque<Waiting> {
+        let (taken, left): (VecDeque<_>, _) =
+            std::mem::take(&mut self.queue).into_iter().partition(|one| ends(one.instance));
+        self.queue = left;
+        self.bytes -= taken.iter().map(|one| one.bytes).sum::<u64>();
+        taken
+    }
+
     /// When one has to end, if nothing happens before: there is a lull from `lull` on.
     pub(super) fn due(&self, lull: Instant, dying: usize) -> Option<Instant> {
         let latest = self.queue.front()?.since + AT_LATEST;
+        if self.bytes > self.most {
+            return Some(Instant::now());
+        }
         Some(if dying < SIDE_BY_SIDE { latest.min(lull) } else { latest })
     }
 }
 
 impl Instance {
-    /// What its end would free at least, bytes.
-    fn own_memory(&self) -> u64 {
-        let before =
-            |checked: &verify::Checked| verify::resident(checked.pid).saturating_sub(checked.resident);
-        LEAST + self.checked.as_ref().map_or(0, before)
+    /// What its end would free, bytes: what its group is charged with, or where no controller counts that, what its processes have and
+    /// what is in its `/tmp`.
+    fn own_memory(&self, by_kernel: bool) -> u64 {
+        let group = &self.slot.ground.group;
+        if by_kernel {
+            return LEAST + group.memory();
+        }
+        let inherited = self.checked.as_ref().map_or(0, |checked| checked.resident);
+        let processes = group.processes().unwrap_or_default();
+        let resident: u64 = processes.into_iter().map(verify::resident).sum();
+        let tmp = statvfs(format!("/proc/{}/root/tmp", self.slot.made.init).as_str());
+        let written = tmp.map_or(0, |tmp| (tmp.blocks() - tmp.blocks_free()) * tmp.fragment_size());
+        LEAST + resident.saturating_sub(inherited) + written
     }
 }
 
 impl Server {
     /// Has an instance end when there is time for it; at once, where its user ids may be needed before.
     pub(super) fn release(&mut self, request: u64, id: InstanceId) -> Result<(), String> {
+        let by_kernel = self.host.has_controller("memory");
         let instance = self.instance(id)?;
+        // Whatever it still does costs nobody anything.
+        instance.slot.ground.group.stop().map_err(text)?;
         instance.released = true;
-        let (bytes, zygote) = (instance.own_memory(), instance.zygote);
+        let (bytes, zygote) = (instance.own_memory(by_kernel), instance.zygote);
         let scarce = match zygote {
             None => self.pairs.is_scarce(),
             Some(zygote) => self.zygotes.get(&zygote).is_none_or(|state| state.pairs.is_scarce()),
@@ -106,6 +132,16 @@ impl Server {
         while let Some(waiting) = self.released.next(lull, self.dying.len()) {
             self.end_one(&waiting);
         }
+    }
+
+    /// Ends what was released of `zygote`, whose user ids are wanted; whether there will be some.
+    pub(super) fn frees_ids(&mut self, zygote: ZygoteId) -> bool {
+        let instances = &self.instances;
+        let of = |id| instances.get(&id).is_some_and(|instance| instance.zygote == Some(zygote));
+        for waiting in self.released.take_if(of) {
+            self.end_one(&waiting);
+        }
+        self.dying.values().any(|dying| matches!(dying.ids, Ids::Within(parent, _) if parent == zygote))
     }
 
     fn end_one(&mut self, waiting: &Waiting) {
@@ -143,11 +179,20 @@ mod tests {
     }
 
     #[test]
+    fn those_that_are_taken_out_count_no_more() {
+        let mut all = released(&[30, 20, 10]);
+        let taken = all.take_if(|instance| instance != 1);
+        assert_eq!(taken.iter().map(|one| one.instance).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!((all.queue.len(), all.bytes), (1, LEAST));
+    }
+
+    #[test]
     fn one_is_due_after_the_lull_if_few_are_dying() {
         let (now, lull) = (Instant::now(), Duration::from_millis(20));
         let all = released(&[1000, 10]);
         assert_eq!(all.due(now + lull, 0), Some(now + lull));
         assert!(all.due(now + lull, SIDE_BY_SIDE).is_some_and(|due| due > now + lull));
         assert_eq!(released(&[]).due(now, 0), None);
+        assert!(released(&[10; 11]).due(now + lull, SIDE_BY_SIDE).is_some_and(|due| due < now + lull));
     }
 }

@@ -325,7 +325,7 @@ impl Server {
             return self.let_die(slot, Ids::WithZygote);
         };
         // Only now, since a group whose processes are in groups of their own has none itself: cgroups(7).
-        let (uid, ground) = (state.span.first, &slot.ground);
+        let (uid, ground, most_spares) = (state.span.first, &slot.ground, state.most_spares());
         let opened = ground.family.as_ref().map_or(Ok(()), |family| self.host.open_family(family, uid));
         let limited = opened.and_then(|()| ground.group.limit(&self.host.hierarchy, &state.limits));
         let (parent, admitted) = (state.parent, theirs.is_none());
@@ -339,7 +339,7 @@ impl Server {
         }
         match begun {
             Ok(()) => {
-                self.answer(id, Ok(Reply::Zygote), fds);
+                self.answer(id, Ok(Reply::Zygote { most_spares }), fds);
                 self.serve_waiting(zygote);
             }
             Err(error) => {

@@ -114,13 +114,14 @@ impl Server {
             // Its own limits come with its function; what a child was forked with is its zygote's.
             let inherited = most(&self.zygotes, Some(*id));
             let bound = Bound { memory: Limits::default().memory, inherited };
-            let spares = zygote.spares.iter().map(|spare| &spare.slot);
+            // What stands still takes no more, and there may be hundreds of them.
+            let spares = zygote.spares.iter().filter(|spare| !spare.frozen).map(|spare| &spare.slot);
             let forking = self.forking.values().filter(|child| child.zygote == *id).map(|child| &child.slot);
             for slot in zygote.ready.iter().chain(spares).chain(forking) {
                 look(slot, bound);
             }
         }
-        for instance in self.instances.values_mut() {
+        for instance in self.instances.values_mut().filter(|instance| !instance.released) {
             let inherited = match &instance.checked {
                 Some(checked) => checked.resident,
                 None => most(&self.zygotes, instance.zygote),

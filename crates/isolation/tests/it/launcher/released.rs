@@ -37,17 +37,26 @@ fn in_a_lull() -> Result<(), Failed> {
     launcher.stop()
 }
 
-/// One is destroyed meanwhile, which is no reason not to answer.
-fn without_a_lull() -> Result<(), Failed> {
+/// What there was while a launcher was asked for something all the time, and the longest that it was asked for nothing.
+struct Busy {
+    counted: Vec<Counts>,
+    took: Duration,
+    longest: Duration,
+}
+
+/// Two are released of which one is destroyed meanwhile, which is no reason not to answer.
+fn busy() -> Result<Busy, Failed> {
     let mut launcher = Launcher::start(IdRange::default())?;
     let [(first, _fds), (second, _others)] = [sleeper(&mut launcher)?, sleeper(&mut launcher)?];
     let begin = Instant::now();
     let released = [first, second].map(|instance| launcher.send(Request::Release { instance }));
     let mut missing: Vec<u64> = released.into_iter().collect::<Result<_, _>>()?;
     let destroyed = launcher.send(Request::Destroy { instance: second })?;
-    let mut counted = Vec::new();
+    let (mut counted, mut last, mut longest) = (Vec::new(), begin, Duration::ZERO);
     while !missing.is_empty() {
         let asked = launcher.send(Request::Count)?;
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
         loop {
             let (answer, _) = launcher.receive()?;
             match answer.result {
@@ -62,9 +71,22 @@ fn without_a_lull() -> Result<(), Failed> {
         }
         nix::poll::poll(&mut [], 2u8)?;
     }
-    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
-    assert!(counted.iter().all(|counts| counts.instances == 0), "they are nobody's any more");
-    assert!(counted.iter().filter(|counts| counts.dying == 1).count() > 9, "the other one was there");
-    launcher.wait_until(|counts| *counts == Counts::default())?;
-    launcher.stop()
+    let took = begin.elapsed();
+    launcher.empties()?;
+    launcher.stop()?;
+    Ok(Busy { counted, took, longest })
+}
+
+fn without_a_lull() -> Result<(), Failed> {
+    // Where this process was kept waiting itself there was a lull.
+    for _ in 0..10 {
+        let Busy { counted, took, longest } = busy()?;
+        assert!(counted.iter().all(|counts| counts.instances == 0), "they are nobody's any more");
+        if longest < Duration::from_millis(15) {
+            assert!(took >= Duration::from_secs(2), "{took:?}");
+            assert!(counted.iter().filter(|counts| counts.dying == 1).count() > 9, "the other one was there");
+            return Ok(());
+        }
+    }
+    Err("this machine is too busy for requests without a lull".into())
 }
