@@ -185,6 +185,14 @@ impl Activity {
     }
 }
 
+impl Activity {
+    /// Microseconds that they took since this was last asked; none at first.
+    pub(crate) fn grown(&mut self) -> u64 {
+        let Some(now) = self.file.as_ref().and_then(micros) else { return 0 };
+        self.last.replace(now).map_or(0, |before| now.saturating_sub(before))
+    }
+}
+
 fn micros(stat: &File) -> Option<u64> {
     let mut text = [0; 64];
     let length = stat.read_at(&mut text, 0).ok()?;

@@ -5,6 +5,7 @@
 //! * [`forking`]: those until they are known to be confined, spares or instances then;
 //! * [`inspect`]: what is looked at from outside, which is only what the kernel says of a slot;
 //! * [`watch`]: what is looked at again and again, where the kernel does not keep limits of memory;
+//! * [`spares`]: those of a zygote, and what is too many;
 //! * [`released`]: what is to end when there is time;
 //! * [`end`]: how each of them goes.
 //!
@@ -15,6 +16,7 @@ mod forking;
 mod forks;
 mod inspect;
 mod released;
+mod spares;
 mod start;
 mod watch;
 
@@ -93,6 +95,8 @@ struct Zygote {
     fork_channel: OwnedFd,
     spares: VecDeque<Spare>,
     wanted_spares: u32,
+    /// Looks in succession at which its spares were too busy.
+    restless: u32,
     ready: VecDeque<Slot>,
     building: u32,
     target: u32,
@@ -130,6 +134,7 @@ impl Zygote {
             fork_channel,
             spares: VecDeque::new(),
             wanted_spares: 0,
+            restless: 0,
             ready: VecDeque::new(),
             building: 0,
             target,
@@ -182,6 +187,8 @@ struct Server {
     /// Zygotes whose pools are to be refilled in the next lull.
     wanting: BTreeSet<ZygoteId>,
     refilled: Instant,
+    /// When spares were looked at last.
+    spares_looked: Instant,
     /// When something was asked for last.
     asked: Instant,
 }
@@ -213,6 +220,7 @@ pub fn serve(host: Host, options: Options, gateway: OwnedFd) -> SysResult<()> {
         watched: HashMap::new(),
         wanting: BTreeSet::new(),
         refilled: Instant::now(),
+        spares_looked: Instant::now(),
         asked: Instant::now(),
     };
     server.run()?;
@@ -261,6 +269,9 @@ impl Server {
                 self.refill_all();
             }
             self.end_released(lull);
+            if self.look_at_spares_due().is_some_and(|due| due <= Instant::now()) {
+                self.look_at_spares();
+            }
             if built {
                 match self.host.event()? {
                     Some(event) => self.event(event),
@@ -294,7 +305,8 @@ impl Server {
         let children = self.forking.values().map(|child| child.looks.due()).min();
         let zygotes = self.zygotes.values().filter_map(|state| state.admitting.as_ref()?.due()).min();
         let released = self.released.due(self.asked + LULL, self.dying.len());
-        match [lull, look, children, zygotes, released].into_iter().flatten().min() {
+        match [lull, look, children, zygotes, released, self.look_at_spares_due()].into_iter().flatten().min()
+        {
             // Rounded up: it would look again and again in the last millisecond.
             Some(at) => {
                 let wait = at.saturating_duration_since(now).as_micros().div_ceil(1000);

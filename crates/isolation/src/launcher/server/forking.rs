@@ -14,6 +14,7 @@ use nix::unistd::{Pid, write};
 
 use super::end::{Ids, has_ended};
 use super::{Instance, Server, Slot, text};
+use crate::cgroup::Activity;
 use crate::cgroup::Limits;
 use crate::error::Context;
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
@@ -83,6 +84,8 @@ pub(super) struct Spare {
     pub(super) slot: Slot,
     fds: [OwnedFd; 2],
     looked: Looked,
+    /// What it took of the processors, once that was looked at.
+    pub(super) activity: Option<Activity>,
     /// It stands still until it is given its function.
     pub(super) frozen: bool,
 }
@@ -211,14 +214,14 @@ impl Server {
     fn take_child(&mut self, child: Forking, looked: Looked) {
         let Forking { zygote, mut slot, fds, wanted, ahead, .. } = child;
         slot.made.namespaces.clear();
-        let spare = Spare { slot, fds, looked, frozen: false };
+        let spare = Spare { slot, fds, looked, activity: None, frozen: false };
         // As long as there was this one, no spare was begun.
         self.wanting.insert(zygote);
         match wanted {
             Some(wanted) => self.give(zygote, spare, wanted, ahead),
             None => {
                 if let Some(state) = self.zygotes.get_mut(&zygote) {
-                    state.add_spare(spare);
+                    state.spares.push_back(spare);
                 }
             }
         }
@@ -249,7 +252,7 @@ impl Server {
 
     /// Answers a request with a process that was looked at, which gets its limits and its files.
     pub(super) fn give(&mut self, zygote: ZygoteId, spare: Spare, wanted: Wanted, ahead: bool) {
-        let Spare { slot, fds, looked, frozen } = spare;
+        let Spare { slot, fds, looked, frozen, .. } = spare;
         let Wanted { id, files, limits } = wanted;
         let number: InstanceId = slot.ground.number;
         if let Err(error) = self.furnish(&slot, &looked.checked, (&files, &limits), ahead) {

@@ -16,15 +16,15 @@ use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 
 use super::end::{Dying, Ids};
-use super::forking::{Forking, Spare, Wanted};
-use super::released::SIDE_BY_SIDE;
+use super::forking::{Forking, Wanted};
+use super::spares::SPARE;
 use super::start::{Building, Owner};
 use super::{Server, Slot, Zygote, io_text, stream_pair, text};
 use crate::cgroup::Limits;
 use crate::error::Context;
 use crate::host::{Parent, Within};
 use crate::init::{Exit, Payload};
-use crate::launcher::wire::{Files, MAX_SPARES, ZygoteId};
+use crate::launcher::wire::{Files, ZygoteId};
 use crate::plan::Nesting;
 use crate::sys;
 
@@ -37,47 +37,7 @@ const MAX_WAITING: usize = 4096;
 /// No instance of it is about to end, either.
 const NO_IDS: &str = "no user ids are left for another slot of the zygote";
 
-/// What a spare may use until it has a function, whose limits it gets with that: it waits, and has gone the way to a first answer once.
-const SPARE: Limits = Limits {
-    memory: 32 << 20,
-    processes: 16,
-    cpu_millis: 1000,
-    cpu_weight: 100,
-    files: 1024,
-    memory_high: None,
-    io_bytes: None,
-};
-
-/// So many spares of a zygote are ready to run; those behind them stand still, whatever their packages would have them do.
-const AWAKE: usize = 16;
-
 impl Zygote {
-    /// Spares that it may have. The other half of its user ids is for those that are asked for.
-    pub(super) fn most_spares(&self) -> u32 {
-        (self.pairs.count() / 2).min(MAX_SPARES)
-    }
-
-    /// One more than there shall be: the spare that waits for its turn longest, or a slot.
-    fn surplus(&mut self) -> Option<Slot> {
-        if self.spares.len() > self.wanted_spares as usize {
-            return self.spares.pop_back().map(|spare| spare.slot);
-        }
-        if self.ready.len() > self.target as usize { self.ready.pop_back() } else { None }
-    }
-
-    /// Whether there is one.
-    pub(super) fn has_surplus(&self) -> bool {
-        self.spares.len() > self.wanted_spares as usize || self.ready.len() > self.target as usize
-    }
-
-    /// Adds a spare behind the others.
-    pub(super) fn add_spare(&mut self, mut spare: Spare) {
-        if self.spares.len() >= AWAKE {
-            spare.freeze();
-        }
-        self.spares.push_back(spare);
-    }
-
     /// Takes the slot with this number, which is dead, out of its pool.
     pub(super) fn lose_slot(&mut self, number: u64) -> Option<Slot> {
         let at = self.ready.iter().position(|slot| slot.ground.number == number)?;
@@ -92,22 +52,6 @@ impl Zygote {
 }
 
 impl Server {
-    pub(super) fn keep(&mut self, zygote: ZygoteId, spares: u32, slots: u32) -> Result<(), String> {
-        let state = self.zygotes.get_mut(&zygote).ok_or_else(|| format!("there is no zygote {zygote}"))?;
-        (state.wanted_spares, state.target) = (spares.min(state.most_spares()), slots);
-        self.wanting.insert(zygote);
-        Ok(())
-    }
-
-    /// Ends what is kept beyond what shall be, a few at a time: others may wait for a start.
-    fn shed(&mut self, zygote: ZygoteId) {
-        while self.dying.len() < SIDE_BY_SIDE {
-            let Some(slot) = self.zygotes.get_mut(&zygote).and_then(Zygote::surplus) else { return };
-            let ids = Ids::Within(zygote, slot.pair);
-            self.let_die(slot, ids);
-        }
-    }
-
     /// In a lull: takes every pool that is not full one step on.
     pub(super) fn refill_all(&mut self) {
         self.refilled = Instant::now();
