@@ -1,5 +1,6 @@
 //! Instances that are to end when there is time for it.
 
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ fn in_a_lull() -> Result<(), Failed> {
 
 /// What there was while a launcher was asked for something all the time, and the longest that it was asked for nothing.
 struct Busy {
+    /// Groups that were told to stand still.
+    still: usize,
     counted: Vec<Counts>,
     took: Duration,
     longest: Duration,
@@ -52,7 +55,7 @@ fn busy() -> Result<Busy, Failed> {
     let released = [first, second].map(|instance| launcher.send(Request::Release { instance }));
     let mut missing: Vec<u64> = released.into_iter().collect::<Result<_, _>>()?;
     let destroyed = launcher.send(Request::Destroy { instance: second })?;
-    let (mut counted, mut last, mut longest) = (Vec::new(), begin, Duration::ZERO);
+    let (mut counted, mut last, mut longest, mut still) = (Vec::new(), begin, Duration::ZERO, 0);
     while !missing.is_empty() {
         let asked = launcher.send(Request::Count)?;
         longest = longest.max(last.elapsed());
@@ -65,6 +68,11 @@ fn busy() -> Result<Busy, Failed> {
                 Ok(Reply::Destroyed { .. }) if answer.id == destroyed => {}
                 other => return Err(format!("{other:?}").into()),
             }
+            if counted.len() == 9 {
+                let groups = fs::read_dir(&launcher.group)?.flatten();
+                let told = groups.map(|group| fs::read_to_string(group.path().join("cgroup.freeze")));
+                still = told.filter(|told| told.as_deref().is_ok_and(|told| told.trim() == "1")).count();
+            }
             if answer.id == asked {
                 break;
             }
@@ -74,16 +82,17 @@ fn busy() -> Result<Busy, Failed> {
     let took = begin.elapsed();
     launcher.empties()?;
     launcher.stop()?;
-    Ok(Busy { counted, took, longest })
+    Ok(Busy { still, counted, took, longest })
 }
 
 fn without_a_lull() -> Result<(), Failed> {
     // Where this process was kept waiting itself there was a lull.
     for _ in 0..10 {
-        let Busy { counted, took, longest } = busy()?;
+        let Busy { still, counted, took, longest } = busy()?;
         assert!(counted.iter().all(|counts| counts.instances == 0), "they are nobody's any more");
         if longest < Duration::from_millis(15) {
             assert!(took >= Duration::from_secs(2), "{took:?}");
+            assert_eq!(still, 1, "it does not go on meanwhile");
             assert!(counted.iter().filter(|counts| counts.dying == 1).count() > 9, "the other one was there");
             return Ok(());
         }
