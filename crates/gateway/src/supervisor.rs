@@ -22,6 +22,7 @@ use nix::fcntl::{Flock, OFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::Backlog;
 use nix::unistd::pipe2;
 use sock_isolation::launcher::{self, server};
 use sock_isolation::process::{self, Child};
@@ -200,8 +201,8 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let (ids, _ids_lock) = choose_ids(options, &read("/etc/passwd"), &read("/etc/subuid"))?;
     prepare(&options.data_dir, ids)?;
     take_over(&options.data_dir, ids)?;
-    let listener = TcpListener::bind(options.listen)
-        .map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
+    let listener =
+        listen(options.listen).map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     tell_endpoint(&options.data_dir, &listener)?;
     process::raise_file_limit()?;
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
@@ -491,6 +492,14 @@ fn directory(path: &Path) -> io::Result<File> {
     }
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+}
+
+/// As many connections as the kernel lets wait until they are taken: of those that find no room each waits a second until it is tried again,
+/// and the standard library's 128 are fewer than a burst has.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    nix::sys::socket::listen(&listener, Backlog::MAXALLOWABLE)?;
+    Ok(listener)
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, SuperviseError> {
