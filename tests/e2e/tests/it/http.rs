@@ -39,7 +39,7 @@ fn ten_thousand_idle_connections_keep_nobody_out() {
     let server = server(&data);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    let before = gateway_memory(&server);
+    let (before, began) = (gateway_memory(&server), Instant::now());
     let idle: Vec<TcpStream> = (0..IDLE)
         .map(|number| {
             let mut stream = connect(&server);
@@ -50,6 +50,8 @@ fn ten_thousand_idle_connections_keep_nobody_out() {
             stream
         })
         .collect();
+    // One that finds no room where they wait to be taken waits a second: that would be a minute.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     let began = Instant::now();
     assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
