@@ -217,6 +217,7 @@ impl Server {
     pub(super) fn bury(&mut self) -> SysResult<()> {
         let ended: Vec<u64> =
             self.dying.iter().filter(|(_, dying)| dying.ended).map(|(number, _)| *number).collect();
+        let mut buried = false;
         for number in ended {
             let Some(mut dying) = self.dying.remove(&number) else { continue };
             if let Some(farewell) = dying.farewell.take() {
@@ -227,8 +228,12 @@ impl Server {
                 continue;
             }
             self.give_back(dying.ids);
+            buried = true;
         }
-        // There is room for more that end.
+        // There are user ids again, and room for more that end.
+        if buried {
+            self.ask_for_more();
+        }
         let surplus = self.zygotes.iter().filter(|(_, state)| state.has_surplus());
         self.wanting.extend(surplus.map(|(id, _)| *id));
         Ok(())
@@ -238,10 +243,8 @@ impl Server {
         match ids {
             Ids::Alone(pair) => self.pairs.give_back(pair),
             Ids::Within(zygote, pair) => {
-                let Some(state) = self.zygotes.get_mut(&zygote) else { return };
-                state.pairs.give_back(pair);
-                if !state.waiting.is_empty() {
-                    self.serve_waiting(zygote);
+                if let Some(zygote) = self.zygotes.get_mut(&zygote) {
+                    zygote.pairs.give_back(pair);
                 }
             }
             Ids::Zygote(None, span) => self.spans.push(span),

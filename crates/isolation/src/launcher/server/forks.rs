@@ -240,8 +240,8 @@ impl Server {
     /// Takes note of what `zygote` tells of its children that ended. Kernels before 6.15 tell it nobody but the parent; and
     /// since a zygote may be anybody's code, its word is news for people and nothing else.
     pub(super) fn hear(&mut self, zygote: ZygoteId) {
-        // More than a zygote has children that end at once; it may be sending without end.
-        const MOST: usize = 4096;
+        // What is left is read when the next one has ended; it may be sending without end.
+        const MOST: usize = 1024;
         let mut buffer = [0; 64];
         for _ in 0..MOST {
             let Some(channel) = self.zygotes.get(&zygote).map(|zygote| zygote.fork_channel.as_fd()) else {

@@ -58,7 +58,7 @@ fn given_up() -> Result<(), Failed> {
     let builder = launcher.builder()?;
     kill(builder, Signal::SIGSTOP)?;
     launcher.keep(0)?;
-    assert_eq!(launcher.counts()?.dying, 1);
+    launcher.wait_until(|counts| counts.dying == 1)?;
     let owner = fs::metadata(&procs)?.uid();
     kill(builder, Signal::SIGCONT)?;
     assert_eq!(owner, 0);
@@ -127,7 +127,7 @@ print(waiting() * 4096 // before)
     said.read_exact(&mut [0; 5])?;
     launcher.keep(1)?;
     launcher.keep(0)?;
-    launcher.wait_until(|counts| counts.dying == 0)?;
+    launcher.wait_until(|counts| (counts.slots, counts.dying) == (0, 0))?;
     drop(python.stdin.take());
     let mut left = String::new();
     said.read_to_string(&mut left)?;
