@@ -193,6 +193,7 @@ mod tests {
         assert_eq!(all.due(now + lull, 0), Some(now + lull));
         assert!(all.due(now + lull, SIDE_BY_SIDE).is_some_and(|due| due > now + lull));
         assert_eq!(released(&[]).due(now, 0), None);
-        assert!(released(&[10; 11]).due(now + lull, SIDE_BY_SIDE).is_some_and(|due| due < now + lull));
+        let too_many = released(&[10; 11]).due(now + lull, SIDE_BY_SIDE);
+        assert!(too_many.is_some_and(|due| due <= Instant::now()), "there is no memory to wait");
     }
 }
