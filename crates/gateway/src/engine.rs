@@ -15,6 +15,7 @@ mod idle;
 mod instance;
 mod launcher;
 mod learnt;
+mod places;
 mod planner;
 mod process;
 mod python;
@@ -26,7 +27,6 @@ mod zygotes;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +47,7 @@ use function::Prepared;
 use idle::Idle;
 use instance::{Instance, Started, megabytes, start_failed};
 use launcher::Launcher;
+use places::{Places, Waiting};
 use planner::Planner;
 pub(crate) use planner::default_budget;
 use process::{Output, Peer, PeerError};
@@ -57,9 +58,6 @@ use zygotes::Zygotes;
 
 /// Instances that may run at once: on a small machine more only wait for each other.
 const MAX_RUNNING: usize = 256;
-
-/// Those of one function: some places are left for the others, whatever one of them is asked for.
-const MAX_OF_ONE: usize = 224;
 
 /// How long an invocation waits for a place before its client is told that there is none, as Lambda does at once: a burst is
 /// over by then, and a client can wait and ask again.
@@ -108,45 +106,6 @@ pub(crate) struct Engine {
     /// What was found out of the memory of zygotes.
     known_memory: Mutex<report::Known>,
     own: std::sync::Weak<Self>,
-}
-
-/// The places of a function.
-struct Places {
-    free: Arc<Semaphore>,
-    waiting: AtomicUsize,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        Self { free: Arc::new(Semaphore::new(MAX_OF_ONE)), waiting: AtomicUsize::new(0) }
-    }
-}
-
-impl Places {
-    fn taken(&self) -> usize {
-        MAX_OF_ONE - self.free.available_permits()
-    }
-
-    /// Invocations that wait for one.
-    fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts an invocation among those that wait for a place.
-struct Waiting<'a>(&'a Places);
-
-impl<'a> Waiting<'a> {
-    fn begin(places: &'a Places) -> Self {
-        places.waiting.fetch_add(1, Ordering::Relaxed);
-        Self(places)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What was prepared of the functions that are deployed.

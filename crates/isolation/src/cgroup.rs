@@ -183,9 +183,7 @@ impl Activity {
         let now = self.file.as_ref().and_then(micros);
         now.is_none() || std::mem::replace(&mut self.last, now) != now
     }
-}
 
-impl Activity {
     /// Microseconds that they took since this was last asked; none at first.
     pub(crate) fn grown(&mut self) -> u64 {
         let Some(now) = self.file.as_ref().and_then(micros) else { return 0 };

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use sock_isolation::launcher::wire::{MAX_SPARES, ZygoteId};
 use sock_zygote::tree;
 
+use super::places::Places;
 use super::zygotes::Zygote;
-use super::{Engine, Places, lock};
+use super::{Engine, lock};
 use crate::names::FunctionName;
 
 /// What making a spare takes, seconds: it waits for a lull of 20 ms, and then a fork.

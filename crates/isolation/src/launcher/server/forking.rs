@@ -14,8 +14,7 @@ use nix::unistd::{Pid, write};
 
 use super::end::{Ids, has_ended};
 use super::{Instance, Server, Slot, text};
-use crate::cgroup::Activity;
-use crate::cgroup::Limits;
+use crate::cgroup::{Activity, Limits};
 use crate::error::Context;
 use crate::launcher::wire::{Files, InstanceId, Reply, ZygoteId};
 use crate::{plan, sys, verify};
