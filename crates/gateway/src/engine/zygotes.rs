@@ -245,6 +245,21 @@ impl Zygotes {
         {
             return Ok(there);
         }
+        let root = NodeSpec::root(&wish.spec.runtime);
+        if wish.spec != root && self.count(&root) == 0 && !self.failed_lately(&root) {
+            // It ended a moment ago and is about to be started again: without it this one would be an interpreter of its own for good.
+            let _ = self.add_now(Wish::root(&python.runtime), None, python).await;
+        }
+        self.add_now(wish, above, python).await
+    }
+
+    /// As [`Zygotes::add`], which sees to it that one at a time is started.
+    async fn add_now(
+        self: &Arc<Self>,
+        wish: Wish,
+        above: Option<&NodeSpec>,
+        python: &Python,
+    ) -> Result<Arc<Zygote>, ZygoteError> {
         let begin = Instant::now();
         let raised = match self.raise(&wish, above, python).await {
             Ok(raised) => raised,
