@@ -86,10 +86,6 @@ impl Zygotes {
         above: Option<&NodeSpec>,
         python: &Python,
     ) -> Result<Raised, ZygoteError> {
-        if let Some((view, layers)) = &wish.view {
-            let (view, layers) = (view.clone(), layers.clone());
-            self.launcher.call(Request::AddView { view, layers }).await?;
-        }
         let Some(best) = self.parent(wish, above) else { return self.start(wish, python).await };
         let forked = self.fork(wish, Arc::clone(&best)).await;
         match forked {

@@ -245,6 +245,11 @@ impl Zygotes {
         {
             return Ok(there);
         }
+        // Before it is looked for what it is forked from, which may end while this is waited for.
+        if let Some((view, layers)) = &wish.view {
+            let (view, layers) = (view.clone(), layers.clone());
+            self.launcher.call(Request::AddView { view, layers }).await?;
+        }
         let root = NodeSpec::root(&wish.spec.runtime);
         if wish.spec != root && self.count(&root) == 0 && !self.failed_lately(&root) {
             // It ended a moment ago and is about to be started again: without it this one would be an interpreter of its own for good.
