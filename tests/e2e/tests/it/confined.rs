@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -77,13 +78,19 @@ impl Bench {
 
     /// The zygote of the package, without what it started itself.
     fn zygote(&self) -> Process {
-        let found = self.grove.zygotes(&[FUNCTION]).into_iter();
-        found.filter(is_zygote).min_by_key(pids).unwrap()
+        self.zygote_if_any().unwrap()
     }
 
-    fn all_of_it(&self) -> (Remains, std::ops::Range<u32>) {
-        let zygote = self.zygote();
-        (self.grove.span(&zygote), ids(&zygote))
+    fn zygote_if_any(&self) -> Option<Process> {
+        let found = self.grove.zygotes(&[FUNCTION]).into_iter();
+        found.filter(is_zygote).min_by_key(pids)
+    }
+
+    /// One that makes no children is given up, and another one takes its place.
+    fn all_of_it(&self) -> (Remains, Range<u32>) {
+        let ids = || grove::ids_if_alive(&self.zygote_if_any()?);
+        let range = self.grove.server.wait_until(ids, Option::is_some).unwrap();
+        (self.grove.span(&range), range)
     }
 
     /// Waits until what `outlives` starts is on its own: PID 1, the zygote, three more; and the instance.

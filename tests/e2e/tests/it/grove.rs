@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -125,9 +126,8 @@ impl Grove {
         self.zygotes(&[]).into_iter().min_by_key(|zygote| pids(zygote).len()).unwrap()
     }
 
-    /// Everything that lives with user ids of this zygote, and is there for longer than a moment.
-    pub(crate) fn span(&self, zygote: &Process) -> Remains {
-        let ids = ids(zygote);
+    /// Everything that lives with these user ids, and is there for longer than a moment.
+    pub(crate) fn span(&self, ids: &Range<u32>) -> Remains {
         let all = self.server.processes().into_iter();
         let processes: BTreeSet<_> =
             all.filter(|process| ids.contains(&process.uid) && process.stays()).collect();
@@ -229,11 +229,15 @@ pub(crate) fn zygotes(server: &Server, packages: &[&str]) -> Vec<Process> {
 }
 
 /// The user ids that a zygote has for itself and for what is forked from it.
-pub(crate) fn ids(zygote: &Process) -> std::ops::Range<u32> {
-    let map = fs::read_to_string(format!("/proc/{}/uid_map", zygote.pid)).unwrap();
+pub(crate) fn ids(zygote: &Process) -> Range<u32> {
+    ids_if_alive(zygote).unwrap()
+}
+
+pub(crate) fn ids_if_alive(zygote: &Process) -> Option<Range<u32>> {
+    let map = fs::read_to_string(format!("/proc/{}/uid_map", zygote.pid)).ok()?;
     let numbers: Vec<u32> = map.split_whitespace().map(|number| number.parse().unwrap()).collect();
-    assert_eq!(numbers[0], 0, "{map}");
-    numbers[1]..numbers[1] + numbers[2]
+    assert_eq!(numbers.first(), Some(&0), "{map}");
+    Some(numbers[1]..numbers[1] + numbers[2])
 }
 
 /// Its numbers, from the machine's to its own.
@@ -242,7 +246,7 @@ pub(crate) fn pids(process: &Process) -> Vec<u32> {
 }
 
 /// All processes of the machine with one of these user ids, the dead that nobody waited for left out.
-pub(crate) fn with_ids(ids: &std::ops::Range<u32>) -> Vec<Process> {
+pub(crate) fn with_ids(ids: &Range<u32>) -> Vec<Process> {
     let ours = processes().into_iter().filter(|process| ids.contains(&process.uid));
     ours.filter(|process| !process.status("VmSize").is_empty()).collect()
 }

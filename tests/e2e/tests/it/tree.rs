@@ -123,10 +123,10 @@ fn the_death_of_a_node_is_that_of_its_subtree_and_of_nobody_else() {
     let grove = grown();
     all_answer(&grove);
     let (middle, root) = (grove.zygote(&["trunk"]), grove.root());
-    let subtree = grove.span(&middle);
+    let subtree = grove.span(&ids(&middle));
     // Itself, the one below, an instance of each, and a PID 1 for each.
     assert!(subtree.count() >= 8, "{}", subtree.count());
-    let beside = grove.span(&grove.zygote(&["other"]));
+    let beside = grove.span(&ids(&grove.zygote(&["other"])));
     let leaf = grove.zygote(&["trunk", "twig"]);
     middle.kill();
     subtree.wait_for_end(&grove.server);
@@ -217,8 +217,8 @@ fn nodes_that_nobody_needs_end_leaf_first_and_leave_nothing() {
     all_answer(&grove);
     let groups = || crate::crash::groups(&crate::crash::mount().join(crate::crash::group(&grove.server)));
     let middle = grove.zygote(&["trunk"]);
-    let (subtree, range) = (grove.span(&middle), ids(&middle));
-    let (before, beside) = (groups(), grove.span(&grove.zygote(&["other"])));
+    let (subtree, range) = (grove.span(&ids(&middle)), ids(&middle));
+    let (before, beside) = (groups(), grove.span(&ids(&grove.zygote(&["other"]))));
     for name in ["low", "high"] {
         grove.server.succeed(&["delete", name]);
     }
