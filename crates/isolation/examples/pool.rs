@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
-use sock_isolation::{ContainerSpec, Exit, Host, HostOptions, IdRange, Program, Template, Workshop};
+use sock_isolation::{ContainerSpec, End, Exit, Host, HostOptions, IdRange, Program, Template, Workshop};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut numbers = std::env::args().skip(1).map(|number| number.parse::<usize>());
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         running.push_back(worker);
         if running.len() == workers || job + 1 == jobs {
             while let Some(mut worker) = running.pop_front() {
-                done += usize::from(worker.wait()? == Some(Exit::Code(0)));
+                done += usize::from(worker.wait()? == End::Exited(Exit::Code(0)));
                 worker.destroy()?;
                 if job + 1 < jobs {
                     break;

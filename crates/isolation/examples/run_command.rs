@@ -1,6 +1,6 @@
 //! Runs a command in a lean container: `run_command /usr/bin/id`. Needs root.
 
-use sock_isolation::{IdRange, Limits, Profile, RunOptions, run_command};
+use sock_isolation::{End, IdRange, Limits, Profile, RunOptions, run_command};
 
 fn main() {
     let mut argv: Vec<String> = std::env::args().skip(1).collect();
@@ -15,8 +15,9 @@ fn main() {
         ids: IdRange::default(),
     };
     match run_command(&options) {
-        Ok(Some(exit)) => std::process::exit(exit.code()),
-        Ok(None) => eprintln!("the container was killed"),
+        Ok(End::Exited(exit)) => std::process::exit(exit.code()),
+        Ok(End::OutOfMemory) => eprintln!("it needed more memory than it may have"),
+        Ok(End::Killed) => eprintln!("it was killed"),
         Err(error) => eprintln!("failed to run the command: {error}"),
     }
     std::process::exit(1);

@@ -3,41 +3,51 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use sock_isolation::{ContainerSpec, Host, HostOptions, IdRange, Limits, Program, Template, Workshop};
+use sock_isolation::cgroup::{self, Hierarchy};
+use sock_isolation::{ContainerSpec, End, Host, HostOptions, IdRange, Limits, Program, Template, Workshop};
+
+/// Bytes.
+const MEMORY: u64 = 64 << 20;
+
+/// What the cgroups are called, before the number of who runs it.
+const GROUP: &str = "sock-script-";
 
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let seconds = std::env::args().nth(1).map_or(Ok(1), |seconds| seconds.parse::<u16>())?;
-    let work = std::env::temp_dir().join(format!("sock-script-{}", std::process::id()));
-    std::fs::create_dir(&work)?;
+    // Only a place to mount on, which several may do: none sees the others' mounts.
+    let work = std::env::temp_dir().join("sock-script");
+    std::fs::create_dir_all(&work)?;
+    // What others left that were killed.
+    Hierarchy::in_place(&cgroup::find()?).sweep(GROUP);
     let host = Host::start(HostOptions {
-        work: work.clone(),
-        group: format!("sock-script-{}", std::process::id()),
+        work,
+        group: format!("{GROUP}{}", std::process::id()),
         template: Template::of_base(Path::new("/"))?,
         ids: IdRange::default(),
     })?;
-    let limits = Limits { memory: 64 << 20, processes: 8, ..Limits::default() };
+    let limits = Limits { memory: MEMORY, processes: 8, ..Limits::default() };
     let workshop = Workshop::new(host, ContainerSpec { limits, ..ContainerSpec::default() });
     let mut container = workshop.create()?;
     let argv = ["/usr/bin/python3", "-I", "-"].map(String::from).into();
     let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let streams = [input.as_fd(), output.as_fd(), error.as_fd()];
     container.start(&Program { argv, env: Vec::new(), directory: "/tmp".into() }, &streams)?;
-    let timeout = PollTimeout::try_from(u32::from(seconds) * 1000)?;
-    let in_time = poll(&mut [PollFd::new(container.pidfd()?, PollFlags::POLLIN)], timeout)? > 0;
+    let end = container.wait_for(Duration::from_secs(seconds.into()))?;
     // Whatever it started, and whatever it ignores, is gone after this.
-    container.kill()?;
-    let exit = container.wait()?;
     container.destroy()?;
     workshop.stop()?;
-    nix::mount::umount2(&work, nix::mount::MntFlags::MNT_DETACH)?;
-    std::fs::remove_dir(&work)?;
-    Ok(match exit {
-        Some(exit) if in_time => ExitCode::from(exit.code() as u8),
-        _ => {
+    Ok(match end {
+        None => {
             eprintln!("it did not end within {seconds} s");
             ExitCode::from(124)
+        }
+        Some(end) => {
+            if end == End::OutOfMemory {
+                eprintln!("it needed more than {} MB of memory", MEMORY >> 20);
+            }
+            ExitCode::from(end.code() as u8)
         }
     })
 }

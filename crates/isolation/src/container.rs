@@ -18,13 +18,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::builder::{self, Event, Made};
-use crate::cgroup::{Limits, Stats};
+use crate::cgroup::{Group, Limits, Stats};
 use crate::error::{Context, SysResult, SyscallError};
 use crate::host::{Ground, Host, Within};
 use crate::ids::{Pair, Pairs};
-use crate::init::{Exit, Payload, Program, Runner};
+use crate::init::{End, Payload, Program, Runner};
 use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::sys;
+use crate::watch::{Bound, INTERVAL, Watched};
 
 /// A container could not be made, or nothing started in it.
 #[derive(Debug, thiserror::Error)]
@@ -129,12 +130,24 @@ struct Inner {
     next: u64,
     building: HashMap<u64, (Ground, Pair, OwnedFd)>,
     ready: VecDeque<Slot>,
+    /// Those that were given to somebody, until they end.
+    given: HashMap<u64, Given>,
+    looked: Instant,
     /// How those ended whose end was reported and not asked for yet.
-    ended: HashMap<u64, Option<Exit>>,
+    ended: HashMap<u64, End>,
     /// Why some were not made, which nobody has been told yet.
     failures: VecDeque<String>,
     /// Dropped or failed, and not gone yet.
     leaving: Vec<Leaving>,
+}
+
+/// What is looked at of a container that somebody has.
+#[derive(Debug)]
+struct Given {
+    group: Group,
+    init: Pid,
+    watched: Watched,
+    out_of_memory: bool,
 }
 
 #[derive(Debug)]
@@ -154,6 +167,8 @@ impl Workshop {
             next: 1,
             building: HashMap::new(),
             ready: VecDeque::new(),
+            given: HashMap::new(),
+            looked: Instant::now(),
             ended: HashMap::new(),
             failures: VecDeque::new(),
             leaving: Vec::new(),
@@ -166,13 +181,15 @@ impl Workshop {
         self.inner.borrow_mut().target = count;
     }
 
-    /// Does what is to be done and waits for nothing: takes away what is left of dropped containers, and has as many made
-    /// as are to be ready. Returns how many are.
+    /// Does what is to be done and waits for nothing: takes away what is left of dropped containers, has as many made
+    /// as are to be ready, and returns how many are. Where no controller keeps the limits of memory, this looks who went over, as waiting for a
+    /// container does: who does neither for long calls it every 50 ms.
     pub fn tend(&self) -> Result<usize, CreateError> {
         let mut inner = self.inner.borrow_mut();
         while inner.has_event(Duration::ZERO)? {
             inner.take_event()?;
         }
+        inner.watch();
         inner.failure()?;
         inner.bury()?;
         while inner.ready.len() + inner.building.len() < inner.target {
@@ -192,6 +209,10 @@ impl Workshop {
                 None => inner.take_event()?,
             }
         };
+        let group = slot.ground.group.clone();
+        let watched = Watched::new(&group);
+        let given = Given { group, init: slot.made.init, watched, out_of_memory: false };
+        inner.given.insert(slot.ground.number, given);
         drop(inner);
         Ok(Container { inner: Rc::clone(&self.inner), slot: Some(slot) })
     }
@@ -212,7 +233,11 @@ impl Inner {
         }
     }
 
+    /// Waits for one, and keeps watch meanwhile.
     fn take_event(&mut self) -> SysResult<()> {
+        while !self.has_event(self.patience())? {
+            self.watch();
+        }
         match self.host.event()? {
             Some(Event::Made { slot: number, made }) => {
                 if let Some((ground, pair, runner)) = self.building.remove(&number) {
@@ -222,7 +247,7 @@ impl Inner {
             }
             Some(Event::Failed { slot: number, error }) => {
                 if let Some((ground, pair, _)) = self.building.remove(&number) {
-                    self.ended.insert(number, None);
+                    self.ended.insert(number, End::Killed);
                     self.leaving.push(Leaving { ground, pair });
                 }
                 self.failures.push_back(error);
@@ -231,7 +256,10 @@ impl Inner {
             // Nobody asks for that here.
             Some(Event::Opened { .. }) => Ok(()),
             Some(Event::Ended { slot: number, exit }) => {
-                self.ended.insert(number, exit);
+                let given = self.given.remove(&number);
+                let out_of_memory =
+                    given.is_some_and(|given| given.out_of_memory || given.group.usage().oom_kills > 0);
+                self.ended.insert(number, End::of(exit, out_of_memory));
                 // One that died while it was ready: whoever holds a container asks for its end by itself.
                 if let Some(at) = self.ready.iter().position(|slot| slot.ground.number == number) {
                     self.leaving.extend(self.ready.remove(at).map(Leaving::from));
@@ -239,6 +267,27 @@ impl Inner {
                 Ok(())
             }
             None => Err(Errno::EPIPE).call("wait for the slot builder"),
+        }
+    }
+
+    /// How long nobody has to be looked at, if nothing happens.
+    fn patience(&self) -> Duration {
+        if self.host.has_controller("memory") { Duration::MAX } else { INTERVAL }
+    }
+
+    /// Where no controller does it, ends what has more memory than it may.
+    fn watch(&mut self) {
+        if self.host.has_controller("memory") || self.looked.elapsed() < INTERVAL {
+            return;
+        }
+        self.looked = Instant::now();
+        let bound = Bound { memory: self.spec.limits.memory, inherited: 0 };
+        for given in self.given.values_mut() {
+            if given.watched.is_over(&given.group, given.init, bound) {
+                given.out_of_memory = true;
+                // One that is gone needs no end.
+                let _ = given.group.kill();
+            }
         }
     }
 
@@ -285,13 +334,19 @@ impl Inner {
         }
     }
 
-    /// Waits until the container `number` has ended.
-    fn wait(&mut self, number: u64) -> SysResult<Option<Exit>> {
+    /// Waits until the container `number` has ended; not beyond `until`.
+    fn wait(&mut self, number: u64, until: Option<Instant>) -> SysResult<Option<End>> {
         loop {
-            if let Some(exit) = self.ended.get(&number) {
-                return Ok(*exit);
+            if let Some(end) = self.ended.get(&number) {
+                return Ok(Some(*end));
             }
-            self.take_event()?;
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if self.has_event(left.map_or(self.patience(), |left| left.min(self.patience())))? {
+                self.take_event()?;
+            } else if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            self.watch();
         }
     }
 
@@ -383,10 +438,20 @@ impl Container {
         Ok(self.slot()?.made.pidfd.as_fd())
     }
 
-    /// Waits for the end; `None` when it was killed as a whole, so that its program has no status of its own.
-    pub fn wait(&mut self) -> SysResult<Option<Exit>> {
+    /// Waits for the end.
+    pub fn wait(&mut self) -> SysResult<End> {
         let number = self.slot()?.ground.number;
-        self.inner.borrow_mut().wait(number)
+        loop {
+            if let Some(end) = self.inner.borrow_mut().wait(number, None)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Waits for the end, and no longer than `time`; `None` when that is up, and it goes on.
+    pub fn wait_for(&mut self, time: Duration) -> SysResult<Option<End>> {
+        let number = self.slot()?.ground.number;
+        self.inner.borrow_mut().wait(number, Instant::now().checked_add(time))
     }
 
     /// Ends it and takes away everything that it had. What the kernel does not let go of within 10 s is named; it is taken
@@ -394,6 +459,7 @@ impl Container {
     pub fn destroy(mut self) -> Result<(), DestroyError> {
         let Some(slot) = self.slot.take() else { return Ok(()) };
         let (begin, mut inner, number) = (Instant::now(), self.inner.borrow_mut(), slot.ground.number);
+        inner.given.remove(&number);
         let killed = if inner.ended.contains_key(&number) { Ok(()) } else { slot.kill() };
         let group = slot.ground.group.clone();
         // From here on it is the workshop's, whatever fails.

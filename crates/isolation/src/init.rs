@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -103,13 +104,51 @@ impl Exit {
     }
 }
 
+/// How a container ended. That its time was up is known to who waited: see [`crate::Container::wait_for`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With its command.
+    Exited(Exit),
+    /// It needed more memory than its limit allows, and was killed as a whole.
+    OutOfMemory,
+    /// It was killed as a whole: by [`crate::Container::kill`], or from outside.
+    Killed,
+}
+
+impl End {
+    /// `exit`: of its command, unless both were killed.
+    pub(crate) fn of(exit: Option<Exit>, out_of_memory: bool) -> Self {
+        match exit {
+            // Whichever of its processes the kernel killed first.
+            None | Some(Exit::Signal(libc::SIGKILL)) if out_of_memory => Self::OutOfMemory,
+            None => Self::Killed,
+            Some(exit) => Self::Exited(exit),
+        }
+    }
+
+    /// The exit code that a shell would give it.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(exit) => exit.code(),
+            Self::OutOfMemory | Self::Killed => 128 + libc::SIGKILL,
+        }
+    }
+}
+
 /// What PID 1 tells the builder: one message when it is ready or has failed, one when its command ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromInit {
     Ready,
-    Failed(String),
+    /// With the number of the error if the command was not to be started.
+    Failed {
+        error: String,
+        start: Option<i32>,
+    },
     Exited(Exit),
 }
+
+/// What fails when a program cannot be executed.
+const START: &str = "start";
 
 /// What PID 1 is made with; inherited from the builder.
 pub(crate) struct Birth<'a> {
@@ -140,8 +179,10 @@ pub(crate) fn run(birth: Birth<'_>) -> i32 {
     // From here on only the way back to the builder is open.
     let Ok(builder) = sys::arrange(&[], birth.builder) else { return 1 };
     let payload = payload.and_then(|payload| {
-        let steps: Vec<Step> = unprivileged.into_iter().chain(plan::init()).collect();
-        perform(&steps, &Outside::default()).map(|()| payload)
+        let steps: Vec<Step> = unprivileged.into_iter().collect();
+        perform(&steps, &Outside::default())?;
+        die_with(&builder)?;
+        perform(&plan::init(), &Outside::default()).map(|()| payload)
     });
     match payload {
         Ok(payload) => {
@@ -150,9 +191,22 @@ pub(crate) fn run(birth: Birth<'_>) -> i32 {
             reap(payload, &builder)
         }
         Err(error) => {
-            tell(&builder, &FromInit::Failed(error.to_string()));
+            let start = (error.call == START).then_some(error.errno as i32);
+            tell(&builder, &FromInit::Failed { error: error.to_string(), start });
             1
         }
+    }
+}
+
+/// From now on the builder's death is its own, and with it that of all in the container. Every change of ids would clear this, so it
+/// comes after the last.
+fn die_with(builder: &OwnedFd) -> SysResult<()> {
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).call("prctl PR_SET_PDEATHSIG")?;
+    // It may be dead already; its number says nothing in here.
+    let mut wanted = [PollFd::new(builder.as_fd(), PollFlags::empty())];
+    match poll(&mut wanted, PollTimeout::ZERO).call("poll")? {
+        0 => Ok(()),
+        _ => Err(Errno::EPIPE).call("poll"),
     }
 }
 
@@ -169,9 +223,7 @@ fn prepare(birth: &Birth<'_>) -> SysResult<Option<Pid>> {
         hear(&birth.builder)?;
         later(CloneFlags::CLONE_NEWNS)?;
     }
-    // The parent whose death is to be ours is the builder. If it dies before it speaks, there is nothing to receive.
     let mut fds = hear(&birth.builder)?;
-    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).call("prctl PR_SET_PDEATHSIG")?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals.thread_set_mask().call("sigprocmask")?;
@@ -241,7 +293,7 @@ fn start(
     };
     let errno = Errno::from_raw(i32::from_ne_bytes(*number));
     let step = String::from_utf8_lossy(step);
-    Err(errno).call_on("start", format!("{what} ({step})"))
+    Err(errno).call_on(START, format!("{what} ({step})"))
 }
 
 fn become_command(command: &Command, id: u32) -> SysResult<Infallible> {

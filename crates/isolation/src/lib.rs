@@ -44,6 +44,7 @@ mod host;
 mod init;
 pub mod landlock;
 mod verify;
+mod watch;
 #[cfg(feature = "weaken")]
 pub mod weaken;
 
@@ -56,7 +57,7 @@ pub use container::{Container, ContainerSpec, CreateError, DestroyError, Worksho
 pub use error::{SysResult, SyscallError};
 pub use host::{Host, HostError, HostOptions};
 pub use ids::{BLOCK, IdClash, IdRange, IdRangeError, Pair};
-pub use init::{Command, Exit, Program};
+pub use init::{Command, End, Exit, Program};
 pub use plan::{Base, Nesting, NoBase, NoProfile, Profile, SlotSpec, Template};
 pub use run::{RunError, RunOptions, run_command};
 pub use seccomp::Role;

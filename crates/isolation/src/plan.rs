@@ -424,6 +424,9 @@ pub fn allow_namespaces() -> Vec<Step> {
 /// The template's empty directory.
 pub(crate) const EMPTY: &str = "/sock/empty";
 
+/// The arguments that a PID 1 seems to have been started with.
+pub(crate) const TITLE: &[u8] = b"sock: container";
+
 /// The plan of one container, performed by its PID 1.
 pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     let scratch = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;

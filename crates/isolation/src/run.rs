@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -21,10 +22,11 @@ use crate::error::{Context, SysResult, SyscallError};
 use crate::execute::{Outside, perform};
 use crate::host::HostError;
 use crate::ids::{IdClash, IdRange, Pair};
-use crate::init::{Command, Exit, FromInit, Payload};
+use crate::init::{Command, End, Exit, FromInit, Payload};
 use crate::plan::{self, Base, Nesting, NoBase, Profile, SlotSpec, Template};
 use crate::seccomp::{self, Role};
 use crate::sys;
+use crate::watch::{Bound, INTERVAL, Watched};
 
 /// What to run and how.
 #[derive(Debug, Clone)]
@@ -59,19 +61,27 @@ pub enum RunError {
     /// See [`HostError`].
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The container could not be made, or the command not be started in it.
+    /// The container could not be made.
     #[error("failed to {0}")]
     Inside(String),
+    /// The command could not be started in it.
+    #[error("failed to {error}")]
+    NotStarted {
+        /// What it was, and in which step.
+        error: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// A system call failed.
     #[error(transparent)]
     Syscall(#[from] SyscallError),
 }
 
-/// Runs a command with the caller's standard input, output and error, and waits for its end. `None`: it was killed as a
-/// whole, by the kernel for want of memory most often. A signal that asks the caller to end ends the container.
+/// Runs a command with the caller's standard input, output and error, and waits for its end. A signal that asks the caller to end ends the
+/// container. What has more memory than it may is killed: by the kernel, or where no controller does it, at a look each 50 ms.
 ///
 /// Without a slot builder: the calling process, which has to have a single thread, makes the one container itself.
-pub fn run_command(options: &RunOptions) -> Result<Option<Exit>, RunError> {
+pub fn run_command(options: &RunOptions) -> Result<End, RunError> {
     options.ids.check(&read("/etc/passwd"), &read("/etc/subuid"))?;
     let argv = resolve(&options.argv)?;
     let uid = nix::unistd::geteuid();
@@ -100,7 +110,7 @@ fn run_in(
     argv: Vec<String>,
     template: &Template,
     (hierarchy, group): (&Hierarchy, &Group),
-) -> Result<Option<Exit>, RunError> {
+) -> Result<End, RunError> {
     let RunOptions { tmp_bytes, limits, profile, ids, .. } = *options;
     group.limit(hierarchy, &limits)?;
     let mut env: Vec<(String, String)> =
@@ -143,7 +153,8 @@ fn run_in(
     // Its mounts are PID 1's now; the cgroup is seen in the namespace from before.
     setns(&home, CloneFlags::CLONE_NEWNS).call("setns")?;
     let init = begun?;
-    let ended = wait(&socket, &signals);
+    let watched = (!memory_by_kernel).then(|| Watched::new(group));
+    let ended = wait((&socket, &signals), &mut Guard { group, init, limit: limits.memory, watched });
     end(init);
     ended
 }
@@ -193,25 +204,58 @@ fn asked() -> SigSet {
 /// Directories to mount on, in a namespace of which nobody else sees anything. What is beneath them is not needed there.
 const WORK: [&str; 2] = ["/run", "/tmp"];
 
-/// Until PID 1 has told how the command ended, has died, or a signal asks for the end.
-fn wait(socket: &OwnedFd, signals: &SignalFd) -> Result<Option<Exit>, RunError> {
+/// What is looked at while it runs.
+struct Guard<'a> {
+    group: &'a Group,
+    init: Pid,
+    /// Bytes.
+    limit: u64,
+    /// Where no controller keeps the limit.
+    watched: Option<Watched>,
+}
+
+impl Guard<'_> {
+    /// Whether it has more memory than it may.
+    fn is_over(&mut self) -> bool {
+        let bound = Bound { memory: self.limit, inherited: 0 };
+        self.watched.as_mut().is_some_and(|watched| watched.is_over(self.group, self.init, bound))
+    }
+
+    fn end(&self, exit: Option<Exit>) -> End {
+        End::of(exit, self.group.usage().oom_kills > 0)
+    }
+}
+
+/// Until PID 1 has told how the command ended, has died, has more than it may, or a signal asks for the end.
+fn wait((socket, signals): (&OwnedFd, &SignalFd), guard: &mut Guard<'_>) -> Result<End, RunError> {
+    let mut looked = Instant::now();
     loop {
         let mut wanted = [socket.as_fd(), signals.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match poll(&mut wanted, PollTimeout::NONE) {
+        let patience = if guard.watched.is_some() { INTERVAL } else { Duration::MAX };
+        match poll(&mut wanted, PollTimeout::try_from(patience).unwrap_or(PollTimeout::NONE)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).call("poll")?,
+        }
+        if looked.elapsed() >= INTERVAL {
+            looked = Instant::now();
+            if guard.is_over() {
+                return Ok(End::OutOfMemory);
+            }
         }
         if wanted[1].any() == Some(true)
             && let Ok(Some(signal)) = signals.read_signal()
         {
-            return Ok(Some(Exit::Signal(signal.ssi_signo as i32)));
+            return Ok(End::Exited(Exit::Signal(signal.ssi_signo as i32)));
         }
         if wanted[0].any() == Some(true) {
             match read_init(socket) {
                 Ok(FromInit::Ready) => {}
-                Ok(FromInit::Failed(error)) => return Err(RunError::Inside(error)),
-                Ok(FromInit::Exited(exit)) => return Ok(Some(exit)),
-                Err(_) => return Ok(None),
+                Ok(FromInit::Failed { error, start: None }) => return Err(RunError::Inside(error)),
+                Ok(FromInit::Failed { error, start: Some(errno) }) => {
+                    return Err(RunError::NotStarted { error, errno: Errno::from_raw(errno) });
+                }
+                Ok(FromInit::Exited(exit)) => return Ok(guard.end(Some(exit))),
+                Err(_) => return Ok(guard.end(None)),
             }
         }
     }

@@ -135,6 +135,36 @@ pub(crate) fn release_heap() {
     }
 }
 
+/// The arguments that the program was started with: where they are until they are hidden.
+static ARGUMENTS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// Looks where the program's arguments are. proc_pid_stat(5), `arg_start` and `arg_end`
+pub(crate) fn find_arguments() {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name, which may hold anything, the third field is the first.
+    let mut fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(48 - 3);
+    for place in &ARGUMENTS {
+        place.store(fields.next().and_then(|field| field.parse().ok()).unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+/// Overwrites the program's arguments, which everybody reads in `/proc/<pid>/cmdline`, with what it is now. For a process that does not
+/// look at them any more.
+pub(crate) fn hide_arguments(title: &[u8]) {
+    let [start, end] = [&ARGUMENTS[0], &ARGUMENTS[1]].map(|place| place.swap(0, Ordering::Relaxed));
+    if start == 0 || end <= start {
+        return;
+    }
+    let kept = title.len().min(end - start - 1);
+    let memory = std::ptr::without_provenance_mut::<u8>(start);
+    // SAFETY: the kernel put the arguments there, on the stack and above all frames; they are writable, and the standard library hands out
+    // copies of them only.
+    unsafe {
+        std::ptr::write_bytes(memory, 0, end - start);
+        std::ptr::copy_nonoverlapping(title.as_ptr(), memory, kept);
+    }
+}
+
 /// open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount (and of those below it) at `path` beneath `dir`.
 pub(crate) fn clone_tree(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = libc::OPEN_TREE_CLONE

@@ -137,7 +137,8 @@ struct Run {
     /// User ids for the container that nobody else has
     #[arg(long, value_name = "FIRST:BLOCKS", default_value = "1879048192:256")]
     id_range: IdRange,
-    /// The command and its arguments
+    /// The command and its arguments. Its exit code is this one's; 125: no container, 126: it cannot be executed, 127: there is none,
+    /// 128 and a signal's number, 137 also for too much memory
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
 }

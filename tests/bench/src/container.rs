@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use sock_isolation::process::Child;
 use sock_isolation::{
-    Container, ContainerSpec, Exit, Host, HostOptions, IdRange, Limits, Program, Template, Workshop,
+    Container, ContainerSpec, End, Exit, Host, HostOptions, IdRange, Limits, Program, Template, Workshop,
 };
 
 use crate::figures::{Samples, Target, heading, judge, show};
@@ -91,9 +91,9 @@ impl Shop {
     /// Create, execute, reap, destroy.
     fn once(&self) -> Result<()> {
         let mut container = self.start(&[TRUE])?;
-        let exit = container.wait()?;
+        let end = container.wait()?;
         container.destroy()?;
-        if exit == Some(Exit::Code(0)) { Ok(()) } else { bail!("{TRUE} ended with {exit:?}") }
+        if end == End::Exited(Exit::Code(0)) { Ok(()) } else { bail!("{TRUE} ended with {end:?}") }
     }
 
     /// Until as many are ready as shall be.

@@ -33,6 +33,7 @@ impl Maker {
         let own_pids =
             nix::fcntl::open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
                 .call_on("open", "/proc/self/ns/pid")?;
+        sys::find_arguments();
         Ok(Self { host_proc, own_pids })
     }
 
@@ -181,6 +182,8 @@ impl Maker {
     /// In PID 1.
     fn live(&self, order: &Order, steps: &[Step], theirs: &mut Option<OwnedFd>, later: CloneFlags) -> i32 {
         let Some(builder) = theirs.take() else { return 1 };
+        // What is in the container can read them, and there may be secrets among them.
+        sys::hide_arguments(plan::TITLE);
         let Make { outside, spec, payload, .. } = &order.make;
         init::run(Birth {
             paper: (spec.profile == Profile::Paper).then_some(*outside),

@@ -72,6 +72,8 @@ pub(super) fn serve(
     sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).call("prctl PR_SET_CHILD_SUBREAPER")?;
     seccomp::compile_ahead(&[Role::Instance, Role::Zygote, Role::Init, Role::Strict]);
     let maker = Maker::new()?;
+    // Once for all PID 1, to which it would be the copy of a page.
+    sys::hide_arguments(plan::TITLE);
     sys::find_heap();
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).call("unshare")?;
     perform(template, &Outside::default())?;
@@ -265,7 +267,7 @@ impl Server {
                 let fds = running.made.take().unwrap_or_default();
                 self.tell(&FromBuilder::Made { slot, init: init.as_raw() }, fds)
             }
-            Ok(FromInit::Failed(error)) => {
+            Ok(FromInit::Failed { error, .. }) => {
                 // It ends by itself, which is nobody's news any more.
                 if let Some(root) = self.running.remove(&init).and_then(|running| running.root) {
                     remove_root(&root)?;

@@ -39,12 +39,12 @@ use crate::host::{Ground, Host};
 use crate::ids::{Pair, Pairs, Span};
 use crate::init::Exit;
 use crate::plan::{Nesting, Profile, SlotSpec};
+use crate::watch::{INTERVAL as WATCH, Watched};
 use crate::{sys, verify};
 use end::Dying;
 use forking::{Forking, Spare, Wanted};
 use released::Released;
 use start::{Admitting, Building};
-use watch::Watched;
 
 /// What the launcher is started with.
 #[derive(Debug)]
@@ -61,9 +61,6 @@ const LULL: Duration = Duration::from_millis(20);
 
 /// Where there is no lull, they are refilled this often all the same.
 const AT_LATEST: Duration = Duration::from_millis(200);
-
-/// How often memory is looked at where no controller does it.
-const WATCH: Duration = Duration::from_millis(50);
 
 /// A made container that no instance has yet.
 struct Slot {

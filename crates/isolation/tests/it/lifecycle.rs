@@ -1,17 +1,22 @@
 //! Start, end, and what is left.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
-use sock_isolation::{ContainerSpec, Exit, Profile};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sock_isolation::process::Child;
+use sock_isolation::{Container, ContainerSpec, End, Exit, Limits, Profile};
 
 use crate::Test;
 use crate::shop::{Shop, pipe, program, spec};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::exit_codes_and_signals_are_told_apart", exits),
+    ("lifecycle::time_memory_and_a_kill_are_told_apart", ends),
     ("lifecycle::a_missing_program_is_named", missing_program),
     ("lifecycle::a_container_that_fights_back_is_destroyed", fights_back),
     ("lifecycle::a_paused_container_stands_still", paused),
@@ -19,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::several_at_once_and_one_that_was_dropped", several),
     ("lifecycle::more_at_once_than_their_socket_holds", more_than_fit),
     ("lifecycle::a_container_runs_one_program", one_program),
+    ("lifecycle::it_dies_with_who_made_it", orphaned),
     ("lifecycle::a_second_host_sweeps_what_a_crash_left", sweep),
     ("lifecycle::a_paper_container_that_fails_leaves_no_mount", paper_fails),
     ("lifecycle::a_process_with_threads_is_refused", threads),
@@ -26,8 +32,32 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn exits() -> Result<(), Failed> {
     let shop = Shop::open()?;
-    assert_eq!(shop.run(&["/bin/sh", "-c", "echo hi; exit 7"])?, (Some(Exit::Code(7)), "hi\n".into()));
-    assert_eq!(shop.run(&["/bin/sh", "-c", "kill -SEGV $$"])?.0, Some(Exit::Signal(11)));
+    assert_eq!(shop.run(&["/bin/sh", "-c", "echo hi; exit 7"])?, (End::Exited(Exit::Code(7)), "hi\n".into()));
+    assert_eq!(shop.run(&["/bin/sh", "-c", "kill -SEGV $$"])?.0, End::Exited(Exit::Signal(11)));
+    shop.close()
+}
+
+fn ends() -> Result<(), Failed> {
+    let limits = Limits { memory: 64 << 20, ..spec().limits };
+    let shop = Shop::with(ContainerSpec { limits, ..spec() })?;
+    let null: OwnedFd = File::open("/dev/null")?.into();
+    let start = |argv: &[&str]| -> Result<Container, Failed> {
+        let mut container = shop.workshop.create()?;
+        container.start(&program(argv), &[null.as_fd(), null.as_fd(), null.as_fd()])?;
+        Ok(container)
+    };
+    // Shared memory, which no limit of a single process counts.
+    let takes =
+        "import mmap\nm = mmap.mmap(-1, 256 << 20)\nfor page in range(0, 256 << 20, 4096): m[page] = 1";
+    let mut greedy = start(&["/usr/bin/python3", "-I", "-S", "-c", takes])?;
+    assert_eq!(greedy.wait()?, End::OutOfMemory);
+    greedy.destroy()?;
+    let mut patient = start(&["/bin/sleep", "60"])?;
+    assert_eq!(patient.wait_for(Duration::from_millis(60))?, None);
+    patient.kill()?;
+    assert_eq!(patient.wait_for(Duration::MAX)?, Some(End::Killed));
+    patient.destroy()?;
+    assert_eq!(shop.run(&["/bin/sh", "-c", "kill -KILL $$"])?.0, End::Exited(Exit::Signal(9)));
     shop.close()
 }
 
@@ -37,7 +67,7 @@ fn missing_program() -> Result<(), Failed> {
     let message = error.message().unwrap_or_default().to_owned();
     assert_eq!(message, "failed to start /usr/bin/no-such-program: No such file or directory (execve)");
     // And the workshop goes on.
-    assert_eq!(shop.run(&["/bin/true"])?.0, Some(Exit::Code(0)));
+    assert_eq!(shop.run(&["/bin/true"])?.0, End::Exited(Exit::Code(0)));
     shop.close()
 }
 
@@ -112,7 +142,7 @@ fn several() -> Result<(), Failed> {
     }
     drop(all.remove(0));
     for (number, mut container) in (1..).zip(all) {
-        assert_eq!(container.wait()?, Some(Exit::Code(number)));
+        assert_eq!(container.wait()?, End::Exited(Exit::Code(number)));
         container.destroy()?;
     }
     drop(write);
@@ -156,6 +186,62 @@ fn one_program() -> Result<(), Failed> {
     assert_eq!(error.to_string(), "the container was given a program before: make another one");
     container.destroy()?;
     shop.close()
+}
+
+/// Whoever is killed of those that made it, and before anybody starts anew.
+fn orphaned() -> Result<(), Failed> {
+    for profile in [Profile::Lean, Profile::Strict, Profile::Paper] {
+        orphaned_by(profile, |maker| Ok(maker.id()))?;
+        orphaned_by(profile, |maker| {
+            let id = maker.id();
+            let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+            Ok(children.trim().parse()?)
+        })?;
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nobody has reaped it: its parent is this process, or waits for nothing"
+)]
+fn orphaned_by(profile: Profile, killed: fn(&Child) -> Result<i32, Failed>) -> Result<(), Failed> {
+    let (read, write) = pipe()?;
+    let work = tempfile::tempdir()?;
+    let theirs = work.path().to_owned();
+    let maker = Child::fork(move || {
+        let works = || -> Result<(), Failed> {
+            let null: OwnedFd = File::open("/dev/null")?.into();
+            let shop = Shop::at(tempfile::tempdir_in(&theirs)?, ContainerSpec { profile, ..spec() })?;
+            let mut container = shop.workshop.create()?;
+            container.start(&program(&["/bin/sleep", "600"]), &[null.as_fd(), null.as_fd(), null.as_fd()])?;
+            File::from(write).write_all(b"x")?;
+            std::thread::park();
+            Ok(())
+        };
+        i32::from(works().inspect_err(|error| eprintln!("{error:?}")).is_err())
+    })?;
+    File::from(read).read_exact(&mut [0])?;
+    let name = format!("sock-test-{}", maker.id());
+    let place = sock_isolation::cgroup::find()?;
+    let group = place.directory.join(&name);
+    let processes = || {
+        let groups = fs::read_dir(&group).into_iter().flatten().flatten();
+        groups
+            .filter_map(|entry| fs::read_to_string(entry.path().join("cgroup.procs")).ok())
+            .collect::<String>()
+    };
+    assert_eq!(processes().lines().count(), 2, "its PID 1 and its program");
+    kill(Pid::from_raw(killed(&maker)?), Signal::SIGKILL)?;
+    let begin = Instant::now();
+    while !processes().is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{profile:?}: it lives on: {}", processes());
+        nix::poll::poll(&mut [], 5u8)?;
+    }
+    maker.signal(Signal::SIGKILL as i32)?;
+    maker.wait()?;
+    assert_eq!(sock_isolation::cgroup::Hierarchy::open(&place, &name)?.1, 1);
+    Ok(fs::remove_dir(&group)?)
 }
 
 fn sweep() -> Result<(), Failed> {

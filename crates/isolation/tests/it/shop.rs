@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use libtest_mimic::Failed;
 use sock_isolation::{
-    ContainerSpec, Exit, Host, HostOptions, IdRange, Limits, Program, Template, Workshop, cgroup,
+    ContainerSpec, End, Exit, Host, HostOptions, IdRange, Limits, Program, Template, Workshop, cgroup,
 };
 
 pub(crate) struct Shop {
@@ -36,7 +36,11 @@ impl Shop {
 
     /// With containers that are something else than usual.
     pub(crate) fn with(spec: ContainerSpec) -> Result<Self, Failed> {
-        let work = tempfile::tempdir()?;
+        Self::at(tempfile::tempdir()?, spec)
+    }
+
+    /// In a directory of the caller's.
+    pub(crate) fn at(work: tempfile::TempDir, spec: ContainerSpec) -> Result<Self, Failed> {
         let name = format!("sock-test-{}", std::process::id());
         let host = Host::start(HostOptions {
             work: work.path().into(),
@@ -49,7 +53,7 @@ impl Shop {
     }
 
     /// Runs a command to its end; returns its exit and what it wrote.
-    pub(crate) fn run(&self, argv: &[&str]) -> Result<(Option<Exit>, String), Failed> {
+    pub(crate) fn run(&self, argv: &[&str]) -> Result<(End, String), Failed> {
         let (read, write) = pipe()?;
         let null: OwnedFd = File::open("/dev/null")?.into();
         let fds = [null.as_fd(), write.as_fd(), write.as_fd()];
@@ -58,18 +62,18 @@ impl Shop {
         drop(write);
         let mut output = String::new();
         File::from(read).read_to_string(&mut output)?;
-        let exit = container.wait()?;
+        let end = container.wait()?;
         container.destroy()?;
-        Ok((exit, output))
+        Ok((end, output))
     }
 
     /// Runs Python code that must print what is expected.
     pub(crate) fn python(&self, code: &str, expected: &str) -> Result<(), Failed> {
-        let (exit, output) = self.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
-        if exit == Some(Exit::Code(0)) && output.trim_end() == expected.trim_end() {
+        let (end, output) = self.run(&["/usr/bin/python3", "-I", "-S", "-c", code])?;
+        if end == End::Exited(Exit::Code(0)) && output.trim_end() == expected.trim_end() {
             return Ok(());
         }
-        Err(format!("exit {exit:?}, printed:\n{output}\nexpected:\n{expected}").into())
+        Err(format!("{end:?}, printed:\n{output}\nexpected:\n{expected}").into())
     }
 
     /// Ends the host and checks that nothing of it is left.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use sock_gateway::{ServeOptions, supervise};
 use sock_isolation::doctor::Level;
-use sock_isolation::{Limits, RunOptions, run_command};
+use sock_isolation::{End, Limits, RunError, RunOptions, run_command};
 
 use crate::{Local, LogFormat, Run, Serve, show};
 
@@ -46,19 +46,45 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The most that fits into the `/tmp` of a command, bytes.
+const TMP: u64 = 512 << 20;
+
 pub(crate) fn run(options: Run) -> Result<ExitCode> {
     let limits = Limits { memory: u64::from(options.memory) << 20, ..Limits::default() };
-    let Run { command: argv, profile, id_range: ids, .. } = options;
-    let options = RunOptions { argv, limits, tmp_bytes: 512 << 20, profile, ids };
-    Ok(match run_command(&options)? {
-        Some(exit) => ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)),
-        None => {
-            eprintln!(
-                "sock: the container was killed as a whole: most often it needed more memory than --memory allows"
-            );
-            ExitCode::from(137)
+    let Run { command: argv, profile, id_range: ids, memory } = options;
+    // Files there count as its memory, where that is counted.
+    let options = RunOptions { argv, tmp_bytes: limits.memory.min(TMP), limits, profile, ids };
+    let end = match run_command(&options) {
+        Ok(end) => end,
+        Err(error) => {
+            let code = not_started(&error);
+            eprintln!("sock: {error}");
+            return Ok(ExitCode::from(code));
         }
-    })
+    };
+    match end {
+        End::Exited(_) => {}
+        End::OutOfMemory => eprintln!(
+            "sock: the container was killed: it needed more than the {memory} MB of memory that it may have; --memory MB allows more"
+        ),
+        End::Killed => {
+            eprintln!("sock: the container was killed, with all that was in it, by a signal from outside")
+        }
+    }
+    Ok(ExitCode::from(u8::try_from(end.code()).unwrap_or(1)))
+}
+
+/// No such file or directory. errno(3)
+const ENOENT: i32 = 2;
+
+/// What env(1) and shells end with, so that it is not taken for the command's own.
+fn not_started(error: &RunError) -> u8 {
+    match error {
+        RunError::NotFound(_) => 127,
+        RunError::NotStarted { errno, .. } if *errno as i32 == ENOENT => 127,
+        RunError::NotStarted { .. } => 126,
+        _ => 125,
+    }
 }
 
 pub(crate) fn doctor(options: &Local) -> Result<ExitCode> {

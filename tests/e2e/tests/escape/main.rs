@@ -1,7 +1,7 @@
-//! Ways out of a container, tried by a function: forked from a zygote, and cold. The probes and how each has to end are
-//! `sock-isolation`'s own (`crates/isolation/tests/it/escape`); here they meet what the platform adds.
+//! Ways out of a container, tried by a function, forked from a zygote and cold, and by a command of `sock run`. The probes and how each has
+//! to end are `sock-isolation`'s own (`crates/isolation/tests/it/escape`); here they meet what the platform adds.
 //!
-//! All of them are tried by one server for each run of the tests; each outcome is a test.
+//! All of them are tried once for each run of the tests; each outcome is a test.
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report, in its helpers too")]
 
@@ -27,7 +27,9 @@ const PROBES: &str = "../crates/isolation/tests/it/escape/probes.py";
 /// These fill `/tmp`, which is memory that counts: what becomes of a function that does is `handlers::toomuch`'s.
 const NOT_HERE: [&str; 2] = ["all_of_tmp", "all_inodes"];
 
-const KINDS: [&str; 2] = ["forked", "cold"];
+const FUNCTIONS: [&str; 2] = ["forked", "cold"];
+/// Under `sock run`, each of that profile.
+const COMMANDS: [&str; 2] = ["lean", "strict"];
 
 /// By kind and probe.
 type Outcomes = BTreeMap<String, BTreeMap<String, String>>;
@@ -37,18 +39,56 @@ fn main() {
     let lines = EXPECTED.lines().filter(|line| !line.starts_with('#'));
     let probes = lines.filter_map(|line| line.split_once(' ')).filter(|(name, _)| !NOT_HERE.contains(name));
     let trials = probes.flat_map(|(name, expected)| {
-        KINDS.map(|kind| Trial::test(format!("{kind}::{name}"), move || check(kind, name, expected)))
+        let kinds = FUNCTIONS.into_iter().chain(COMMANDS);
+        kinds.map(move |kind| Trial::test(format!("{kind}::{name}"), move || check(kind, name, expected)))
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    let host = Trial::test("the_host_is_as_it_was", the_host);
+    libtest_mimic::run(&arguments, trials.chain([host]).collect()).exit();
 }
 
 fn check(kind: &str, name: &str, expected: &str) -> Result<(), Failed> {
     let outcomes = outcomes();
     let found = outcomes[kind].get(name).ok_or("it was not tried")?;
-    if expected.split(' ').any(|outcome| outcome == found) {
+    let strict = expected.split(' ').find_map(|outcome| outcome.strip_prefix("strict:"));
+    let is_right = match strict {
+        Some(outcome) if kind == "strict" => outcome == found,
+        _ => expected.split(' ').any(|outcome| outcome == found),
+    };
+    if is_right {
         return Ok(());
     }
     Err(format!("{name} ended with {found:?}, and should with {expected}").into())
+}
+
+/// Nothing that was tried has changed what the host's own processes see.
+fn the_host() -> Result<(), Failed> {
+    let outcomes = outcomes();
+    for (file, before) in &outcomes["before"] {
+        let after = &outcomes["after"][file];
+        if after != before {
+            return Err(format!("{file} was\n{before}\nand is\n{after}").into());
+        }
+    }
+    Ok(())
+}
+
+/// What they see, as files.
+fn host() -> BTreeMap<String, String> {
+    let files = [
+        "/proc/self/mountinfo",
+        "/proc/swaps",
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/kernel/hostname",
+        "/proc/sys/kernel/modprobe",
+        "/proc/sys/user/max_user_namespaces",
+        "/proc/sys/vm/overcommit_memory",
+        "/proc/self/net/dev_mcast",
+        "/proc/sysvipc/msg",
+        "/proc/sysvipc/sem",
+        "/etc/passwd",
+        "/usr/lib/os-release",
+    ];
+    files.map(|file| (file.to_owned(), fs::read_to_string(file).unwrap_or_default())).into()
 }
 
 /// Tried once in a run, by the first that asks; nextest runs each test in a process of its own.
@@ -71,24 +111,31 @@ fn outcomes() -> Outcomes {
 
 fn try_all() -> Outcomes {
     let data = tempfile::tempdir().unwrap();
+    let before = host();
     let server = Server::start(data.path());
     let name = format!("sock-escape-{}", std::process::id());
     let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let key = (0x50c4_0000 | (std::process::id() & 0xffff)).to_string();
     let shared = "import ctypes, sys; sys.exit(ctypes.CDLL(None).shmget(int(sys.argv[1]), 4096, 0o1666) < 0)";
     assert!(Command::new("/usr/bin/python3").args(["-c", shared, &key]).status().unwrap().success());
-    let environment = json!({"PORT": server.port().to_string(), "ABSTRACT": name, "KEY": key});
+    let mut environment: BTreeMap<String, String> = neighbour(&server);
+    for (name, value) in [("PORT", server.port().to_string()), ("ABSTRACT", name), ("KEY", key.clone())] {
+        environment.insert(name.to_owned(), value);
+    }
     let mut outcomes = Outcomes::new();
-    for kind in KINDS {
+    let probes: Vec<&str> = EXPECTED
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| !NOT_HERE.contains(name))
+        .collect();
+    for profile in COMMANDS {
+        outcomes.insert(profile.to_owned(), run(profile, &environment, &probes));
+    }
+    for kind in FUNCTIONS {
         let fresh: &[&str] = if kind == "cold" { &["--fresh"] } else { &[] };
         let flags = [&["--handler", "probes.handler", "--timeout", "600", "--memory", "512"], fresh].concat();
         server.deploy(&tests(PROBES), kind, &flags);
-        let probes: Vec<&str> = EXPECTED
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.split(' ').next())
-            .filter(|name| !NOT_HERE.contains(name))
-            .collect();
         let answer = server.run(kind, &json!({"environment": environment, "probes": probes}));
         assert_eq!((answer.status, answer.start == "cold"), (200, kind == "cold"), "{answer:?}");
         outcomes.insert(kind.to_owned(), serde_json::from_value(answer.body).unwrap());
@@ -98,5 +145,37 @@ fn try_all() -> Outcomes {
     assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
     let _ = Command::new("ipcrm").args(["-M", &key]).status();
     assert!(server.stop());
+    outcomes.insert("before".to_owned(), before);
+    outcomes.insert("after".to_owned(), host());
     outcomes
+}
+
+/// Another function's instance, and what probes get to know of it.
+fn neighbour(server: &Server) -> BTreeMap<String, String> {
+    server.deploy(&tests(PROBES), "neighbour", &["--handler", "probes.be_a_neighbour"]);
+    let before = server.processes();
+    let answer = server.run("neighbour", &json!(null));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let mut environment: BTreeMap<String, String> = serde_json::from_value(answer.body).unwrap();
+    let all = server.processes();
+    // One that was started ahead was there before.
+    let instance = all.iter().find(|one| one.inside("/var/task/probes.py").exists());
+    let instance = instance.or_else(|| all.difference(&before).next()).unwrap();
+    environment.insert("NEIGHBOUR".into(), instance.pid.to_string());
+    environment
+}
+
+/// By a command in a container of its own.
+fn run(profile: &str, environment: &BTreeMap<String, String>, probes: &[&str]) -> BTreeMap<String, String> {
+    let environment = environment.iter().map(|(name, value)| format!("{name}={value}"));
+    let output = Command::new(server::binary())
+        .args(["run", "--profile", profile, "--", "/usr/bin/env"])
+        .args(environment)
+        .args(["python3", "-I", "-S", "-"])
+        .args(probes)
+        .stdin(File::open(tests(PROBES)).unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -111,7 +112,7 @@ fn a_command_runs_in_a_container() {
 fn a_command_that_cannot_be_started_is_named() {
     let output = Command::new(binary()).args(["run", "--", "/bin/nope"]).output();
     let output = output.unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(127));
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(said.trim(), "sock: failed to start /bin/nope (execve): No such file or directory");
 }
@@ -153,10 +154,43 @@ fn what_a_killed_run_left_is_removed_by_the_next() {
     let (mut run, group) = begun();
     run.kill().unwrap();
     run.wait().unwrap();
-    // Its container goes with it, its cgroup stays until somebody comes by.
+    let begin = Instant::now();
+    while members(&group) > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "its container does not go with it");
+        std::thread::yield_now();
+    }
+    // Its cgroup stays until somebody comes by.
     let status = Command::new(binary()).args(["run", "--", "true"]).status();
     assert!(status.unwrap().success());
     assert!(!group.exists());
+}
+
+/// Shared memory is nobody's in particular: no limit of a single process counts it.
+#[test]
+fn a_command_that_needs_too_much_memory_is_told_from_others() {
+    let takes = "import mmap\nshared = mmap.mmap(-1, 256 << 20)\nfor page in range(0, 256 << 20, 4096): shared[page] = 1\nprint('got it')";
+    let run = |memory: &str, argv: &[&str]| {
+        let output =
+            Command::new(binary()).args(["run", "--memory", memory, "--"]).args(argv).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, said, why) = run("64", &["python3", "-c", takes]);
+    assert_eq!((code, &*said), (Some(137), ""));
+    assert!(why.contains("it needed more than the 64 MB of memory"), "{why}");
+    assert_eq!(run("512", &["python3", "-c", takes]), (Some(0), "got it\n".into(), String::new()));
+    assert_eq!(run("64", &["sh", "-c", "kill -KILL $$"]), (Some(137), String::new(), String::new()));
+    let (code, ..) = run("16", &["sh", "-c", "head -c 32m /dev/zero > /tmp/file"]);
+    assert_eq!(code, Some(1), "there is more room in /tmp than memory");
+}
+
+/// As env(1) and shells have it, so that it is not taken for the command's own.
+#[test]
+fn a_command_that_was_not_started_has_a_code_of_its_own() {
+    let code = |argv: &[&str]| Command::new(binary()).arg("run").args(argv).status().unwrap().code();
+    assert_eq!(code(&["--", "no-such-command"]), Some(127));
+    assert_eq!(code(&["--", "/etc/passwd"]), Some(126));
+    assert_eq!(code(&["--", "sh", "-c", "exit 3"]), Some(3));
 }
 
 #[test]

@@ -155,8 +155,12 @@ fn ways_out() {
     let expected: BTreeMap<&str, &str> = lines.filter_map(|line| line.split_once(' ')).collect();
     let probes: Vec<&&str> = expected.keys().filter(|name| !NOT_HERE.contains(name)).collect();
     let bench = Bench::with("probes", &|grove| {
-        let environment =
+        let mut environment =
             json!({"PORT": grove.server.port().to_string(), "ABSTRACT": "nobody", "KEY": "12345"});
+        let beside = grove.zygote(&["other"]).pid.to_string();
+        for (name, value) in [("", &*beside), ("_PORT", "1"), ("_ABSTRACT", "nobody"), ("_KEY", "12345")] {
+            environment[format!("NEIGHBOUR{name}")] = json!(value);
+        }
         json!({"environment": environment, "probes": probes})
     });
     let results = bench.forked();

@@ -68,6 +68,8 @@ fn all() -> Vec<Control> {
         with_capabilities("pivot_root", &[LANDLOCK], MADE),
         with_capabilities("mount", &[LANDLOCK], MADE),
         with_capabilities("mount_cgroup", &[LANDLOCK], MADE),
+        // The kernel asks for a capability over the host's user namespace, since 5.17, or has no version 1.
+        with_capabilities("release_agent", &[LANDLOCK], &["EPERM", "EINVAL", "ENODEV", "EBUSY"]),
         with_capabilities("mount_proc", &[LANDLOCK], MADE),
         with_capabilities("unmask_proc", &[LANDLOCK], MADE),
         with_capabilities("unmount_proc", &[LANDLOCK], MADE),
@@ -83,6 +85,10 @@ fn all() -> Vec<Control> {
         on_the_host("others_seen", libc::CLONE_NEWPID, &[]),
         // Seen, and another user's.
         Control { ends: &["EPERM"], ..on_the_host("kill_outside", libc::CLONE_NEWPID, &[]) },
+        Control { ends: &["EPERM"], ..on_the_host("kill_a_neighbour", libc::CLONE_NEWPID, &[]) },
+        // The number is the host's.
+        without("ptrace_a_neighbour", &[FILTER], &["ESRCH"]),
+        without("memory_of_a_neighbour", &[FILTER], &["ESRCH"]),
         on_the_host("kill_all", libc::CLONE_NEWPID, &[]),
         without("ptrace_me", &[FILTER], MADE),
         // It asks for nothing, which some kernels give and others refuse.
@@ -106,6 +112,8 @@ fn all() -> Vec<Control> {
         // The kernel's large doors.
         without("keyring", &[FILTER], MADE),
         without("add_key", &[FILTER], MADE),
+        without("all_keys", &[FILTER], &["EDQUOT"]),
+        without("all_user_namespaces", &[FILTER, NEW_USERS], &["ENOSPC", "EUSERS", "EPERM"]),
         without("userfaultfd", &[FILTER], MADE),
         without("io_uring", &[FILTER], MADE),
         without("bpf", &[FILTER], if_at_most("kernel/unprivileged_bpf_disabled", 0)),
@@ -128,6 +136,10 @@ fn all() -> Vec<Control> {
         with_capabilities("packet_filter", &[], &["EINVAL", "ENOPROTOOPT"]),
         with_capabilities("interface", &[], MADE),
         on_the_host("loopback_of_the_host", libc::CLONE_NEWNET, &["bring lo up"]),
+        on_the_host("loopback_of_a_neighbour", libc::CLONE_NEWNET, &["bring lo up"]),
+        on_the_host("abstract_socket_of_a_neighbour", libc::CLONE_NEWNET, &["bring lo up", LANDLOCK]),
+        on_the_host("shared_memory_of_a_neighbour", libc::CLONE_NEWIPC, &[]),
+        without("message_queue_for_neighbours", &[LANDLOCK], MADE),
         on_the_host("abstract_socket_of_the_host", libc::CLONE_NEWNET, &["bring lo up", LANDLOCK]),
         on_the_host("shared_memory_of_the_host", libc::CLONE_NEWIPC, &[]),
         on_the_host("message_queue", libc::CLONE_NEWIPC, &[LANDLOCK]),
@@ -178,7 +190,9 @@ const NONE: &[(&str, &[&str])] = &[
             "make_null",
             "priority",
             "kexec",
+            "kexec_by_file",
             "load_module",
+            "load_module_by_file",
             "swap",
             "accounting",
             "clock",
@@ -190,7 +204,15 @@ const NONE: &[(&str, &[&str])] = &[
         ],
     ),
     ("unmasked it shows the keys that one may see, of which there are none", &["keys_of_others"]),
+    (
+        "they are overwritten by whoever makes containers, by no step of a plan: see the mutant",
+        &["arguments_of_init"],
+    ),
     ("the kernels here have no system calls of x32", &["old_system_calls"]),
+    (
+        "no process of the host walks a path that a container can change: /tmp itself is a mount, in a root that is read-only",
+        &["swap_links"],
+    ),
     ("with the host's network it would send packets to somebody", &["abroad"]),
     ("it is one: what is allowed", &["other_options"]),
     (

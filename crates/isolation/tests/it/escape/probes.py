@@ -1,7 +1,8 @@
 """Ways out of a container, each a function that tries one. Plain Python, so that it also runs as a function of the platform.
 
 What a probe returns is told: "made" where it got through, the name of the error where it was refused. An OSError is its errno.
-What of the host it is to reach comes in by the environment: a port (PORT), an abstract socket (ABSTRACT), a System V key (KEY).
+What of the host it is to reach comes in by the environment: a port (PORT), an abstract socket (ABSTRACT), a System V key (KEY); the same of
+another container, which has them from `be_a_neighbour`, by names that begin with NEIGHBOUR_, and its number on the host (NEIGHBOUR).
 """
 
 import ctypes
@@ -18,7 +19,7 @@ import sys
 import termios
 
 libc = ctypes.CDLL(None, use_errno=True)
-report = None
+report, kept = None, []
 NEWNS, NEWUSER, NEWNET, NEWPID = 0x20000, 0x10000000, 0x40000000, 0x20000000
 MACHINE = os.uname().machine
 # By number, so that no check of a library's comes first.
@@ -29,7 +30,7 @@ NUMBERS = {
     "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "open_tree": 428, "fsopen": 430, "clone": 56, "clone3": 435,
     "personality": 135, "setuid": 105, "pidfd_open": 434, "pidfd_getfd": 438, "mq_open": 240, "swapon": 167,
     "acct": 163, "syslog": 103, "quotactl": 179, "settimeofday": 164, "fanotify_init": 300, "move_mount": 429,
-    "mount_setattr": 442, "lookup_dcookie": 212, "iopl": 172, "modify_ldt": 154,
+    "kexec_file_load": 320, "finit_module": 313, "mount_setattr": 442, "lookup_dcookie": 212, "iopl": 172, "modify_ldt": 154,
 }
 
 
@@ -50,6 +51,33 @@ def writes(path):
         return "masked"
     with open(path, "r+b", buffering=0) as file:
         file.write(b"0\n")
+
+
+def connects_to(port):
+    socket.create_connection(("127.0.0.1", int(port)), 2)
+
+
+def connects_by_name(name):
+    socket.socket(socket.AF_UNIX).connect(b"\0" + name.encode())
+
+
+def shares_memory(key):
+    if libc.shmget(int(key), 0, 0o600) < 0:
+        raise OSError(ctypes.get_errno(), "shmget")
+
+
+def be_a_neighbour(*_):
+    """Has what others are to try to reach, for as long as this process lives: its environment for them. A handler, too."""
+    listener, end = socket.socket(), socket.socket(socket.AF_UNIX)
+    listener.bind(("127.0.0.1", 0))
+    name, key = "sock-neighbour-" + os.urandom(8).hex(), int.from_bytes(os.urandom(3), "little") | 0x51000000
+    end.bind(b"\0" + name.encode())
+    for one in (listener, end):
+        one.listen()
+        kept.append(one)
+    if libc.shmget(key, 4096, 0o1666) < 0:
+        raise OSError(ctypes.get_errno(), "shmget")
+    return dict(NEIGHBOUR_PORT=str(listener.getsockname()[1]), NEIGHBOUR_ABSTRACT=name, NEIGHBOUR_KEY=str(key))
 
 
 # The root.
@@ -87,6 +115,11 @@ def memory_of_init():
 
 def environment_of_init():
     reads("/proc/1/environ")
+
+def arguments_of_init():
+    """It is a fork of what the server was started as, whose arguments may have secrets in them."""
+    with open("/proc/1/cmdline", "rb") as file:
+        return "hidden" if file.read().strip(b"\0") == b"sock: container" else "made"
 
 def file_of_the_host():
     reads("/etc/shadow")
@@ -128,6 +161,10 @@ def mount_sys():
 
 def mount_cgroup():
     call("mount", b"none", b"/tmp", b"cgroup2", 0, None)
+
+def release_agent():
+    """CVE-2022-0492: a program that the host's root runs when a group is empty."""
+    call("mount", b"none", b"/tmp", b"cgroup", 0, b"none,name=escape,release_agent=/tmp/agent")
 
 def unmask_proc():
     call("umount2", b"/proc/keys", 2)
@@ -255,6 +292,9 @@ def kill_outside():
                     raise
     return "ESRCH"
 
+def kill_a_neighbour():
+    os.kill(int(os.environ["NEIGHBOUR"]), 0)
+
 def kill_init():
     os.kill(1, signal.SIGKILL)
 
@@ -266,11 +306,17 @@ def kill_all():
 def ptrace():
     call("ptrace", 16, 1, 0, 0)
 
+def ptrace_a_neighbour():
+    call("ptrace", 16, int(os.environ["NEIGHBOUR"]), 0, 0)
+
 def ptrace_me():
     call("ptrace", 0, 0, 0, 0)
 
 def read_memory():
     call("process_vm_readv", 1, 0, 0, 0, 0, 0)
+
+def memory_of_a_neighbour():
+    call("process_vm_readv", int(os.environ["NEIGHBOUR"]), 0, 0, 0, 0, 0)
 
 def steal_descriptor():
     call("pidfd_getfd", call("pidfd_open", 1, 0), 0, 0)
@@ -309,8 +355,14 @@ def io_uring():
 def kexec():
     call("kexec_load", 0, 0, 0, 0)
 
+def kexec_by_file():
+    call("kexec_file_load", -1, -1, 0, b"", 0)
+
 def load_module():
     call("init_module", b"", 0, b"")
+
+def load_module_by_file():
+    call("finit_module", os.open("/dev/null", os.O_RDONLY), b"", 0)
 
 def reboot():
     call("reboot", 0xfee1dead - (1 << 32), 672274793, 0x89abcdef - (1 << 32), 0)
@@ -354,6 +406,8 @@ def old_system_calls():
 def type_into_the_terminal():
     """Its own, so that what refuses it is not whose it is."""
     os.setsid()
+    # What openpty() says has no number.
+    os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
     fcntl.ioctl(follower, termios.TIOCSTI, b"x")
@@ -417,24 +471,34 @@ def crypto_socket():
     socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
 
 def loopback_of_the_host():
-    socket.create_connection(("127.0.0.1", int(os.environ["PORT"])), 2)
+    connects_to(os.environ["PORT"])
+
+def loopback_of_a_neighbour():
+    connects_to(os.environ["NEIGHBOUR_PORT"])
 
 def abroad():
     socket.create_connection(("192.0.2.1", 9), 2)
 
 def abstract_socket_of_the_host():
-    end = socket.socket(socket.AF_UNIX)
-    end.connect(b"\0" + os.environ["ABSTRACT"].encode())
+    connects_by_name(os.environ["ABSTRACT"])
+
+def abstract_socket_of_a_neighbour():
+    connects_by_name(os.environ["NEIGHBOUR_ABSTRACT"])
 
 
 # Shared things.
 
 def shared_memory_of_the_host():
-    if libc.shmget(int(os.environ["KEY"]), 0, 0o600) < 0:
-        raise OSError(ctypes.get_errno(), "shmget")
+    shares_memory(os.environ["KEY"])
+
+def shared_memory_of_a_neighbour():
+    shares_memory(os.environ["NEIGHBOUR_KEY"])
 
 def message_queue():
     call("mq_open", b"sock-escape-%d" % int(os.environ["KEY"]), 0, 0, None)
+
+def message_queue_for_neighbours():
+    call("mq_open", b"sock-escape", os.O_CREAT, 0o666, None)
 
 def cgroup():
     return writes("/sys/fs/cgroup/cgroup.procs")
@@ -444,7 +508,39 @@ def cgroup_path():
         return "made" if any(line.strip().split(":")[2] != "/" for line in file if line.startswith("0:")) else "hidden"
 
 
+def swap_links():
+    """While whoever checks a path looks at a directory, it becomes a link: what is opened is of the container all the same."""
+    os.makedirs("/tmp/race/place/etc")
+    os.symlink("/", "/tmp/race/link")
+    os.symlink("place", "/tmp/race/way")
+    swapper = os.fork()
+    if swapper == 0:
+        while True:
+            for aim in ("link", "place"):
+                os.symlink(aim, "/tmp/race/new")
+                os.replace("/tmp/race/new", "/tmp/race/way")
+    try:
+        for _ in range(2000):
+            try:
+                reads("/tmp/race/way/etc/shadow")
+                return "made"
+            except FileNotFoundError:
+                pass
+    finally:
+        os.kill(swapper, signal.SIGKILL)
+        os.waitpid(swapper, 0)
+    return "ENOENT"
+
+
 # Taking all that there is.
+
+def all_keys():
+    for number in range(100000):
+        call("add_key", b"user", b"escape %d" % number, b"x", 1, -2)
+
+def all_user_namespaces():
+    for _ in range(100000):
+        call("unshare", NEWUSER)
 
 def all_processes():
     children = []
@@ -503,8 +599,9 @@ def all_locked_memory():
         raise OSError(ctypes.get_errno(), "mlock")
 
 
+HELPERS = ("call", "reads", "writes", "connects_to", "connects_by_name", "shares_memory", "be_a_neighbour")
 PROBES = {name: thing for name, thing in list(globals().items())
-          if callable(thing) and getattr(thing, "__module__", "") == __name__ and name not in ("call", "reads", "writes")}
+          if callable(thing) and getattr(thing, "__module__", "") == __name__ and name not in HELPERS}
 
 
 def outcome(probe):
@@ -553,5 +650,8 @@ def handler(event, context):
     return {name: attempt(name) for name in event.get("probes") or PROBES}
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:] == ["be_a_neighbour"]:
+    print(json.dumps(be_a_neighbour()), flush=True)
+    signal.pause()
+elif __name__ == "__main__":
     print(json.dumps({name: attempt(name) for name in sys.argv[1:] or PROBES}))
