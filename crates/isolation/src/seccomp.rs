@@ -94,7 +94,7 @@ const PLAIN: &[&str] = names![
     geteuid getgid getegid getresuid getresgid getgroups capget getrlimit setrlimit prlimit64 getrusage times
     set_tid_address set_robust_list get_robust_list rseq futex sched_yield sched_getaffinity sched_setaffinity
     sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min sched_rr_get_interval
-    getpriority setpriority getcpu prctl pidfd_open pidfd_send_signal seccomp uname sysinfo getrandom
+    getpriority setpriority getcpu pidfd_open pidfd_send_signal seccomp uname sysinfo getrandom
     // Further confinement of its own.
     landlock_create_ruleset landlock_add_rule landlock_restrict_self
     // Signals.
@@ -176,7 +176,9 @@ pub fn table(role: Role) -> BTreeMap<&'static str, Verdict> {
     }
     table.extend(PLAIN.iter().chain(PLAIN_OF_X86_64).map(|&name| (name, Verdict::Allow)));
     let refuse = |tests| Verdict::If(tests, libc::EPERM as u16);
-    table.insert("clone", refuse(vec![Test::NoBits { argument: 0, bits: NEW_NAMESPACE }]));
+    // The lowest byte is the signal that a parent gets: none, or the usual one.
+    let told = Test::OneOf { argument: 0, mask: 0xff, values: vec![0, libc::SIGCHLD as u32] };
+    table.insert("clone", refuse(vec![Test::NoBits { argument: 0, bits: NEW_NAMESPACE }, told]));
     let (unix, inet, inet6) = (libc::AF_UNIX as u32, libc::AF_INET as u32, libc::AF_INET6 as u32);
     // Above the type's four bits are SOCK_CLOEXEC and SOCK_NONBLOCK.
     let kinds = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].map(|kind| kind as u32).to_vec();
@@ -209,6 +211,9 @@ pub fn table(role: Role) -> BTreeMap<&'static str, Verdict> {
         let test = Test::NoneOf { argument, values: stopping.clone() };
         table.insert(name, refuse(vec![test]));
     }
+    let parents_death = (0, vec![libc::PR_SET_PDEATHSIG as u32]);
+    let test = Test::NotBoth { first: parents_death, second: (1, stopping) };
+    table.insert("prctl", refuse(vec![test]));
     // A signal of the caller's choice, when something can be read.
     let by_descriptor = Test::NoneOf { argument: 1, values: vec![F_SETSIG] };
     table.insert("fcntl", refuse(vec![by_descriptor]));

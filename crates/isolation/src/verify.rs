@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+use crate::builder::NAMESPACES;
 use crate::error::{Context, SysResult};
 use crate::launcher::wire::Memory;
 use crate::sys;
@@ -85,30 +86,34 @@ pub(crate) fn check(
     let mut status = File::from(status.call_on("open", &path)?);
     status.read_to_string(&mut text).call_on("read", &path)?;
     check_status(&text, expected)?;
-    if expected.namespaces.len() != crate::builder::NAMESPACES.len() {
-        // Nothing to compare with is no reason to pass.
-        let (found, expected) = (expected.namespaces.len().to_string(), "all of its slot".to_owned());
-        return Err(Unconfined::Differs { field: "number of known namespaces", found, expected });
-    }
-    for (name, inode) in crate::builder::NAMESPACES.iter().zip(&expected.namespaces) {
-        let link = readlinkat(process.as_fd(), format!("ns/{name}").as_str()).call_on("readlink", &path)?;
-        let found = link.to_string_lossy().into_owned();
-        let wanted = format!("{name}:[{inode}]");
-        if found != wanted {
-            return Err(Unconfined::Differs { field: name, found, expected: wanted });
-        }
-    }
-    if let Some(inode) = expected.socket {
-        let link = readlinkat(process.as_fd(), "fd/3").call_on("readlink", &path)?;
-        let (found, wanted) = (link.to_string_lossy().into_owned(), format!("socket:[{inode}]"));
-        if found != wanted {
-            return Err(Unconfined::Differs { field: "descriptor 3", found, expected: wanted });
-        }
-    }
+    check_links(expected, |name| {
+        let link = readlinkat(process.as_fd(), name).call_on("readlink", &path)?;
+        Ok(link.to_string_lossy().into_owned())
+    })?;
     let fields = fields(&text);
     let bytes = |name: &str| fields.get(name).and_then(|field| kilobytes(field)).unwrap_or(0);
     let (data, resident) = (bytes("VmData"), bytes("RssAnon") + bytes("RssShmem"));
     Ok((Checked { pid, pidfd, data, resident }, status.into()))
+}
+
+/// `link` gives where a link in the process's directory leads.
+fn check_links(expected: &Expected, link: impl Fn(&str) -> SysResult<String>) -> Result<(), Unconfined> {
+    if expected.namespaces.len() != NAMESPACES.len() {
+        // Nothing to compare with is no reason to pass.
+        let (found, expected) = (expected.namespaces.len().to_string(), "all of its slot".to_owned());
+        return Err(Unconfined::Differs { field: "number of known namespaces", found, expected });
+    }
+    let is = |field, path: &str, expected: String| {
+        let found = link(path)?;
+        if found == expected { Ok(()) } else { Err(Unconfined::Differs { field, found, expected }) }
+    };
+    for (name, inode) in NAMESPACES.into_iter().zip(&expected.namespaces) {
+        is(name, &format!("ns/{name}"), format!("{name}:[{inode}]"))?;
+    }
+    match expected.socket {
+        Some(inode) => is("descriptor 3", "fd/3", format!("socket:[{inode}]")),
+        None => Ok(()),
+    }
 }
 
 fn kilobytes(field: &str) -> Option<u64> {
@@ -230,5 +235,37 @@ mod tests {
             assert_ne!(status, GOOD);
             assert!(check_status(&status, &expected()).is_err(), "{bad}");
         }
+    }
+
+    /// Where its links lead, but for `other`.
+    fn lead(path: &str, other: &str) -> String {
+        let inode = |at: usize| if path == other { 1 } else { 100 + at };
+        match NAMESPACES.iter().position(|name| path == format!("ns/{name}")) {
+            Some(at) => format!("{}:[{}]", NAMESPACES[at], inode(at)),
+            None => format!("socket:[{}]", inode(7)),
+        }
+    }
+
+    #[test]
+    fn it_is_in_all_of_its_slot_and_at_its_own_socket() {
+        let all = Expected { namespaces: (100..107).collect(), socket: Some(107), ..expected() };
+        let check = |expected: &Expected, other: &str| check_links(expected, |path| Ok(lead(path, other)));
+        assert_eq!(check(&all, ""), Ok(()));
+        let elsewhere = NAMESPACES.map(|name| (format!("ns/{name}"), name));
+        for (path, what) in elsewhere.into_iter().chain([("fd/3".to_owned(), "descriptor 3")]) {
+            let refused = check(&all, &path);
+            assert!(
+                matches!(refused, Err(Unconfined::Differs { field, .. }) if field == what),
+                "{refused:?}"
+            );
+        }
+        let refused = check(&Expected { namespaces: (100..106).collect(), ..all.clone() }, "");
+        let wanted = "number of known namespaces is 6, expected all of its slot";
+        assert_eq!(refused.map_err(|error| error.to_string()), Err(wanted.to_owned()));
+        assert_eq!(check(&Expected { socket: None, ..all }, "fd/3"), Ok(()), "nobody asked for it");
+        let gone = check_links(&Expected { namespaces: (100..107).collect(), ..expected() }, |path| {
+            Err(nix::errno::Errno::ENOENT).call_on("readlink", path)
+        });
+        assert!(matches!(gone, Err(Unconfined::Syscall(_))), "{gone:?}");
     }
 }

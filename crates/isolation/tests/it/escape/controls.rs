@@ -94,6 +94,8 @@ fn all() -> Vec<Control> {
         // It asks for nothing, which some kernels give and others refuse.
         without("read_memory", &[FILTER], &["EINVAL", "made"]),
         without("stop_a_process", &[FILTER], MADE),
+        without("stop_by_a_childs_end", &[FILTER], MADE),
+        without("stop_by_a_parents_death", &[FILTER], MADE),
         without("signal_by_descriptor", &[FILTER], MADE),
         // Namespaces.
         without("user_namespace", &[FILTER, NEW_USERS], MADE),

@@ -442,6 +442,26 @@ def interface():
 def multipath_socket():
     socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
 
+def stop_by_a_childs_end():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if call("clone", signal.SIGSTOP, 0, 0, 0, 0) == 0:
+                os._exit(0)
+            signal.pause()
+        except OSError as error:
+            os._exit(error.errno)
+    status = os.waitpid(pid, os.WUNTRACED)[1]
+    if os.WIFSTOPPED(status):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return "made"
+    raise OSError(os.WEXITSTATUS(status), "clone")
+
+def stop_by_a_parents_death():
+    if libc.prctl(1, signal.SIGSTOP, 0, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
 def stop_a_process():
     pid = os.fork()
     if pid == 0:
