@@ -160,7 +160,8 @@ impl Engine {
         let launcher = Launcher::new(socket).map_err(|error| error.to_string())?;
         let pythons: Vec<Python> = options.interpreters.iter().map(Python::new).collect();
         let planner = Arc::new(Planner::new(options.data_dir.clone(), options.zygote_bytes));
-        let zygotes = Arc::new(Zygotes::new(launcher.clone(), Arc::clone(&planner.changed)));
+        let zygotes =
+            Arc::new(Zygotes::new(launcher.clone(), Arc::clone(&planner.changed), options.zygote_bytes));
         for python in &pythons {
             zygotes.ensure_root(python).await.map_err(|error| error.to_string())?;
         }

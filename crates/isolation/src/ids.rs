@@ -8,6 +8,7 @@
 //! maps no id that its parent does not have. The lower quarter of a span is for pairs, for the slots that the zygote forks
 //! into, the rest for the spans of zygotes that are forked from it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -29,12 +30,39 @@ pub(crate) struct Span {
     count: u32,
 }
 
-/// The least that is worth dealing: 120 slots.
-const LEAST_SPAN: u32 = 1024;
+/// The least that is worth dealing: 56 slots.
+const LEAST_SPAN: u32 = 512;
 
-/// A sixteenth of the parent's and no more than half a block: 4,000 slots, for each of twelve children, or of 46 of those that are
-/// forked from none.
-const SHARE: u32 = 16;
+/// Each child gets an eighth of what is left, so that the first ones have room for trees of their own, and yet there are many: of a zygote that
+/// was forked from none about fifty, of the first of those 34, of the first of those 16, and of the first of those two, which have none.
+const SHARE: u32 = 8;
+
+/// Spans that are to be dealt, the largest first.
+#[derive(Debug)]
+pub(crate) struct Spans {
+    free: BTreeSet<(u32, Reverse<u32>)>,
+    /// With those that are in use.
+    pub(crate) count: u32,
+}
+
+impl Spans {
+    pub(crate) fn take(&mut self) -> Option<Span> {
+        let (count, Reverse(first)) = self.free.pop_last()?;
+        Some(Span { first, count })
+    }
+
+    /// When nothing has its ids any more.
+    pub(crate) fn give_back(&mut self, span: Span) {
+        self.free.insert((span.count, Reverse(span.first)));
+    }
+}
+
+impl FromIterator<Span> for Spans {
+    fn from_iter<I: IntoIterator<Item = Span>>(spans: I) -> Self {
+        let free: BTreeSet<_> = spans.into_iter().map(|span| (span.count, Reverse(span.first))).collect();
+        Self { count: free.len() as u32, free }
+    }
+}
 
 impl Span {
     /// The line of the uid_map and gid_map of a namespace that has it, where the parent namespace is that of `parent`, or the host's.
@@ -47,12 +75,16 @@ impl Span {
         other.first >= self.first && other.first + other.count <= self.first + self.count
     }
 
-    /// What may be dealt to zygotes that are forked from this one's, the first last.
+    /// What may be dealt to zygotes that are forked from this one's, the largest first.
     pub(crate) fn children(self) -> Vec<Self> {
-        let count = (self.count / SHARE).clamp(LEAST_SPAN, BLOCK / 2);
-        let first = self.first + self.count / 4;
-        let fit = (self.count - self.count / 4) / count;
-        (0..fit).rev().map(|number| Self { first: first + number * count, count }).collect()
+        let mut children = Vec::new();
+        let (mut first, end) = (self.first + self.count / 4, self.first + self.count);
+        while end - first >= LEAST_SPAN {
+            let count = ((end - first) / SHARE).max(LEAST_SPAN);
+            children.push(Self { first, count });
+            first += count;
+        }
+        children
     }
 
     /// The pairs of the slots that it forks into.
@@ -266,9 +298,9 @@ mod tests {
     /// Down to the last: every span lies in its parent's, apart from its siblings' and from the parent's own pairs.
     fn check_beneath(span: Span, depth: usize) -> usize {
         let mut end = Pair(span.pairs().count - 1).outside(span.first) + 1;
-        assert!(end > span.first + 100, "{span:?}");
-        let mut children = span.children();
-        children.reverse();
+        assert!(end > span.first + 50, "{span:?}");
+        let children = span.children();
+        assert!(children.is_sorted_by(|a, b| a.count >= b.count));
         let deepest = children.first().map_or(depth, |child| check_beneath(*child, depth + 1));
         for child in children {
             assert!(child.first >= end, "{child:?} in {span:?}");
@@ -281,13 +313,26 @@ mod tests {
     #[test]
     fn spans_nest() {
         let all = IdRange::default().spans();
-        assert_eq!((all.len(), all[0].children().len()), (8, 46));
-        assert!(all.iter().all(|span| check_beneath(*span, 0) == 3));
+        let fits = |span: Span| std::iter::successors(Some(span), |span| span.children().first().copied());
+        let many: Vec<usize> = fits(all[0]).map(|span| span.children().len()).collect();
+        assert_eq!((all.len(), &many[..]), (8, &[52, 34, 16, 2, 0][..]));
+        assert!(all.iter().all(|span| check_beneath(*span, 0) == 4));
         assert_eq!(all.iter().map(|span| span.first).min(), Some(IdRange::default().block(1)));
         let least = IdRange { first: 65_536, blocks: 2 }.spans();
         assert_eq!((least.len(), check_beneath(least[0], 0)), (1, 2));
         let (parent, child) = (all[0], all[0].children()[0]);
-        assert_eq!(child.map(Some(parent)), format!("0 {} 32768\n", child.first - parent.first));
+        assert_eq!(child.map(Some(parent)), format!("0 {} {}\n", child.first - parent.first, child.count));
+    }
+
+    #[test]
+    fn the_largest_span_is_dealt_first_and_again_when_it_came_back() {
+        let mut spans: Spans = IdRange::default().spans()[0].children().into_iter().collect();
+        let first = spans.take().unwrap();
+        let others: Vec<Span> = std::iter::from_fn(|| spans.take()).collect();
+        assert_eq!((others.len() as u32 + 1, others[0].count <= first.count), (spans.count, true));
+        spans.give_back(others[9]);
+        spans.give_back(first);
+        assert_eq!([spans.take(), spans.take(), spans.take()], [Some(first), Some(others[9]), None]);
     }
 
     #[test]

@@ -228,13 +228,25 @@ pub struct Planned {
 /// Memory of a forked interpreter that has imported nothing: its heap's pages that reference counts touch, page tables, stack.
 pub const BASE_BYTES: f64 = 2e6;
 
-/// A node that is there, with what it says it imported.
+/// A node that is there or was, with what it says it imported.
 #[derive(Debug, Clone, Copy)]
 pub struct Grown<'a> {
     /// What it is.
     pub spec: &'a NodeSpec,
     /// Its modules.
     pub modules: &'a BTreeSet<Module>,
+    /// Private memory that it was seen to have beyond what its modules are taken to cost, bytes.
+    pub extra: f64,
+    /// Whether it is there still. What one turned out to be that is not any more counts as much: planned as what it might be, it would be
+    /// started again, and ended again for what it is.
+    pub runs: bool,
+}
+
+impl<'a> Grown<'a> {
+    /// One that is there and is what it is taken for.
+    pub fn new(spec: &'a NodeSpec, modules: &'a BTreeSet<Module>) -> Self {
+        Self { spec, modules, extra: 0.0, runs: true }
+    }
 }
 
 /// The tree that is worth most for `wants` within `budget`, as far as a greedy choice finds it.

@@ -139,7 +139,7 @@ impl Platform<'_> {
     /// Nodes with the places of their parents, parents first.
     fn tree(&self, nodes: usize) -> Vec<(NodeSpec, Option<usize>)> {
         let budget = Budget { bytes: self.world.options.budget * 1_000_000, nodes };
-        let existing = self.zygotes.iter().map(|(spec, zygote)| Grown { spec, modules: &zygote.modules });
+        let existing = self.zygotes.iter().map(|(spec, zygote)| Grown::new(spec, &zygote.modules));
         let existing: Vec<_> = existing.collect();
         let plan = plan(&self.wants, &self.costs, budget, &existing);
         plan.nodes.into_iter().map(|node| (node.spec, node.parent)).collect()
@@ -200,8 +200,7 @@ impl Platform<'_> {
             }
         }
         let ready: Vec<_> = self.zygotes.iter().filter(|(_, zygote)| zygote.ready <= now).collect();
-        let nodes: Vec<_> =
-            ready.iter().map(|(spec, zygote)| Grown { spec, modules: &zygote.modules }).collect();
+        let nodes: Vec<_> = ready.iter().map(|(spec, zygote)| Grown::new(spec, &zygote.modules)).collect();
         best(&nodes, &self.wants[function], &self.costs).map(|index| ready[index].0.clone())
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use sock_isolation::launcher::wire::ZygoteId;
 use sock_zygote::tree::{self, Budget, Cost, Costs, Grown, Module, NodeSpec, Origin, Plan, Planned, Want};
 use sock_zygote::{Import, Lock, sound};
 
@@ -35,7 +36,7 @@ const IDLE_FACTOR: u32 = 50;
 /// And yet no rarer than this: what is kept of each zygote follows from it.
 const ROUND_AT_MOST: Duration = Duration::from_secs(60);
 
-/// How often what was learnt is written down: a crash may cost a minute of it.
+/// How often what was learnt is written down: a crash may cost a minute of it. And how often zygotes are weighed.
 const SAVE: Duration = Duration::from_secs(60);
 
 /// Zygotes, the first of each interpreter not counted: each costs user ids and half a megabyte of the kernel's memory, and the
@@ -66,9 +67,24 @@ pub(crate) struct Planner {
     /// By revision: the nodes that may not serve it, as it turned out when they were there. Whoever forgot them with the node would
     /// plan them again, import it all again, and find out again.
     refused: std::sync::Mutex<BTreeMap<String, BTreeSet<NodeSpec>>>,
+    /// What nodes turned out to be, those that are gone included.
+    outcomes: std::sync::Mutex<BTreeMap<NodeSpec, Outcome>>,
+    /// Nodes that were forked anew and came from another zygote than this one all the same. As long as that lives, they would again.
+    misplaced: std::sync::Mutex<BTreeSet<(NodeSpec, ZygoteId)>>,
     /// What the last plan expected of each node.
     expected: std::sync::Mutex<BTreeMap<NodeSpec, Expected>>,
 }
+
+/// What a node turned out to be.
+#[derive(Debug, Clone)]
+struct Outcome {
+    modules: BTreeSet<Module>,
+    /// See [`Grown::extra`].
+    extra: f64,
+}
+
+/// Outcomes that are remembered; beyond, those that do not run are forgotten.
+const OUTCOMES: usize = 10 * NODES;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Expected {
@@ -85,7 +101,8 @@ impl Planner {
         let learnt = std::sync::Mutex::new(Learnt::load(&data_dir));
         let (changed, expected) = (Arc::default(), std::sync::Mutex::default());
         let unforeseen = tokio::sync::Notify::new();
-        Self { learnt, changed, unforeseen, bytes, data_dir, refused: std::sync::Mutex::default(), expected }
+        let (refused, outcomes, misplaced) = Default::default();
+        Self { learnt, changed, unforeseen, bytes, data_dir, refused, outcomes, misplaced, expected }
     }
 
     pub(crate) fn learnt(&self) -> std::sync::MutexGuard<'_, Learnt> {
@@ -125,6 +142,19 @@ impl Planner {
 
     pub(crate) fn costs(&self) -> Arc<Costs> {
         Arc::clone(&self.learnt().costs)
+    }
+
+    /// What nodes turned out to be, with those that run.
+    fn outcomes(&self, running: &[Arc<Zygote>], costs: &Costs) -> BTreeMap<NodeSpec, Outcome> {
+        let mut outcomes = lock(&self.outcomes);
+        for zygote in running.iter().filter(|zygote| !zygote.spec.is_root()) {
+            let outcome = Outcome { modules: zygote.modules.clone(), extra: zygote.extra(costs) };
+            outcomes.insert(zygote.spec.clone(), outcome);
+        }
+        if outcomes.len() > OUTCOMES {
+            outcomes.retain(|spec, _| running.iter().any(|zygote| zygote.spec == *spec));
+        }
+        outcomes.clone()
     }
 
     /// Takes note of what a new zygote's imports cost.
@@ -250,8 +280,17 @@ impl Engine {
         }
         let budget = Budget { bytes: self.planner.bytes, nodes: NODES };
         let costs = self.planner.costs();
+        let runs: BTreeSet<NodeSpec> = running.iter().map(|zygote| zygote.spec.clone()).collect();
+        let outcomes = self.planner.outcomes(&running, &costs);
         let planned = tokio::task::spawn_blocking(move || {
-            let grown: Vec<Grown<'_>> = running.iter().map(|zygote| zygote.grown()).collect();
+            let grown: Vec<Grown<'_>> = outcomes
+                .iter()
+                .map(|(spec, outcome)| Grown {
+                    extra: outcome.extra,
+                    runs: runs.contains(spec),
+                    ..Grown::new(spec, &outcome.modules)
+                })
+                .collect();
             let plan = tree::plan(&wants, &costs, budget, &grown);
             (wants, plan)
         });
@@ -277,6 +316,10 @@ impl Engine {
     async fn grow(&self, planning: &Planning, node: &Planned) -> Result<(), String> {
         let mut missing = (node.replicas as usize).saturating_sub(self.zygotes.count(&node.spec));
         while missing > 0 && !self.zygotes.failed_lately(&node.spec) {
+            if !node.spec.is_root() && self.zygotes.billed() > self.planner.bytes {
+                // Some turned out to have more than was thought, which the next plan knows.
+                return Ok(());
+            }
             let wish = if node.spec.is_root() {
                 Some(Wish::root(&node.spec.runtime))
             } else {
@@ -288,6 +331,7 @@ impl Engine {
             let zygote = self.zygotes.add(wish, planning.above(node), python, most).await;
             let zygote = zygote.map_err(|error| error.to_string())?;
             self.planner.learn(&zygote);
+            self.weigh(&zygote).await;
             for prepared in &planning.functions {
                 self.note_imports(prepared, &zygote);
             }
@@ -394,6 +438,9 @@ impl Engine {
             if saved.elapsed() >= SAVE {
                 saved = tokio::time::Instant::now();
                 engine.save().await;
+                for zygote in engine.zygotes.running() {
+                    engine.weigh(&zygote).await;
+                }
             }
         }
     }
@@ -440,7 +487,17 @@ impl Engine {
         let running = self.zygotes.running();
         let Some(old) = running.iter().find(|zygote| zygote.spec == node.spec) else { return };
         let Some(parent) = old.parent().filter(|parent| parent.spec != *above) else { return };
-        let Some(better) = running.iter().find(|zygote| zygote.spec == *above) else { return };
+        let Some(better) = running.iter().find(|zygote| zygote.spec == *above && zygote.has_room()) else {
+            return;
+        };
+        let misplaced = (node.spec.clone(), better.id);
+        {
+            let mut known = lock(&self.planner.misplaced);
+            known.retain(|(_, id)| running.iter().any(|zygote| zygote.id == *id));
+            if known.contains(&misplaced) {
+                return;
+            }
+        }
         let costs = self.planner.costs();
         let saves = better.modules.difference(&parent.modules).filter(|module| old.modules.contains(module));
         if saves.map(|module| costs.of(module).bytes).sum::<f64>() < REPLACE
@@ -453,7 +510,10 @@ impl Engine {
         };
         match self.zygotes.add(wish, Some(above), python, usize::MAX).await {
             Ok(new) if new.parent().is_some_and(|parent| parent.spec == *above) => self.zygotes.leave(old),
-            Ok(new) => self.zygotes.leave(&new),
+            Ok(new) => {
+                self.zygotes.leave(&new);
+                lock(&self.planner.misplaced).insert(misplaced);
+            }
             Err(error) => tracing::warn!(%error, "a zygote was not forked anew"),
         }
     }

@@ -68,10 +68,29 @@ impl Wish {
     }
 }
 
+/// What the launcher has user ids for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Room {
+    pub(super) spares: u32,
+    /// Zygotes that are forked from it.
+    pub(super) children: u32,
+}
+
+impl Room {
+    fn of(reply: &Reply) -> Self {
+        match reply {
+            Reply::Zygote { most_spares, most_children } => {
+                Self { spares: *most_spares, children: *most_children }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
 /// One that has imported what it was to.
 pub(super) struct Raised {
     pub(super) id: ZygoteId,
-    pub(super) most_spares: u32,
+    pub(super) room: Room,
     pub(super) peer: Peer,
     pub(super) env: BTreeMap<String, String>,
     pub(super) facts: Facts,
@@ -110,17 +129,17 @@ impl Zygotes {
             env: env.clone(),
             directory: "/".into(),
             role: Role::Zygote,
-            limits: limits(),
+            limits: limits(self.bytes),
             memory_by_kernel: false,
         };
         let start = StartZygote { zygote: id, files: wish.files(), command, slots: SLOTS };
         let (reply, fds) = self.launcher.call(Request::StartZygote(start)).await?;
-        let most_spares = most_spares(&reply);
+        let room = Room::of(&reply);
         let mut peer = Peer::new(fds)?;
         let facts = self.import(id, &mut peer, wish).await?;
         Ok(Raised {
             id,
-            most_spares,
+            room,
             peer,
             env: env.into_iter().chain(wish.env.clone()).collect(),
             facts,
@@ -130,26 +149,24 @@ impl Zygotes {
 
     async fn fork(&self, wish: &Wish, parent: Arc<Zygote>) -> Result<Raised, ZygoteError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let fork =
-            ForkZygote { zygote: id, parent: parent.id, files: wish.files(), limits: limits(), slots: SLOTS };
+        let fork = ForkZygote {
+            zygote: id,
+            parent: parent.id,
+            files: wish.files(),
+            limits: limits(self.bytes),
+            slots: SLOTS,
+        };
         // Before the request: a zygote that is used is not retired.
-        let using = Using::new(Arc::clone(&parent));
+        let using = Using::child(Arc::clone(&parent));
         let (reply, fds) = self.launcher.call(Request::ForkZygote(fork)).await?;
-        let most_spares = most_spares(&reply);
+        let room = Room::of(&reply);
         let mut peer = Peer::new(fds)?;
         if let Err(error) = self.admit(id, &mut peer).await {
             self.launcher.tell(Request::StopZygote { zygote: id });
             return Err(error);
         }
         let facts = self.import(id, &mut peer, wish).await?;
-        Ok(Raised {
-            id,
-            most_spares,
-            peer,
-            env: together(&parent.node.env, &wish.env),
-            facts,
-            parent: Some(using),
-        })
+        Ok(Raised { id, room, peer, env: together(&parent.node.env, &wish.env), facts, parent: Some(using) })
     }
 
     /// Has a forked zygote looked at once it says that it has dropped everything.
@@ -175,14 +192,15 @@ impl Zygotes {
     }
 }
 
-fn most_spares(reply: &Reply) -> u32 {
-    if let Reply::Zygote { most_spares } = reply { *most_spares } else { 0 }
+/// Room for the largest libraries and for a child for every slot of a burst. What needs more memory than all zygotes together may have is
+/// imported by each instance itself.
+fn limits(all: u64) -> Limits {
+    Limits { memory: all.clamp(LEAST, MOST), processes: 4096, files: 4096, ..Limits::default() }
 }
 
-/// Room for the largest libraries and for a child for every slot of a burst.
-fn limits() -> Limits {
-    Limits { memory: 4 << 30, processes: 4096, files: 4096, ..Limits::default() }
-}
+/// Memory of a zygote, bytes, whatever they may have together: an interpreter and a few packages; and the largest that are known.
+const LEAST: u64 = 128 << 20;
+const MOST: u64 = 4 << 30;
 
 fn together(env: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     env.iter().chain(more).map(|(name, value)| (name.clone(), value.clone())).collect()

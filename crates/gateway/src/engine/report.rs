@@ -21,6 +21,11 @@ const GOOD: Duration = Duration::from_secs(5);
 /// What was found out of the memory of zygotes.
 pub(super) type Known = HashMap<ZygoteId, (Instant, Memory)>;
 
+/// What a zygote has that the one `above` it has not, bytes.
+fn billed(own: Memory, above: Memory) -> u64 {
+    own.anonymous.saturating_sub(above.anonymous).max(own.private)
+}
+
 impl Engine {
     async fn memory(&self, of: ZygoteId) -> Memory {
         if let Some((at, memory)) = lock(&self.known_memory).get(&of)
@@ -36,6 +41,16 @@ impl Engine {
         };
         lock(&self.known_memory).insert(of, (Instant::now(), memory));
         memory
+    }
+
+    /// Looks how much memory a zygote has, from outside: what it says of its imports may be a lie.
+    pub(super) async fn weigh(&self, zygote: &Zygote) {
+        let own = self.memory(zygote.id).await;
+        let above = match zygote.parent() {
+            Some(parent) => self.memory(parent.id).await,
+            None => Memory::default(),
+        };
+        zygote.billed.store(billed(own, above), Ordering::Relaxed);
     }
 
     /// All zygotes, parents before their children, and all functions that instances are kept of.
@@ -92,7 +107,7 @@ impl Engine {
             spares,
             private_bytes: own.private,
             proportional_bytes: own.proportional,
-            billed_bytes: own.anonymous.saturating_sub(above.anonymous).max(own.private),
+            billed_bytes: billed(own, above),
             saved_us_per_second: self.planner.saved(&zygote.spec),
         }
     }

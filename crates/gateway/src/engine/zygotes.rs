@@ -17,7 +17,7 @@ use super::launcher::Launcher;
 use super::lock;
 use super::process::Peer;
 use super::python::Python;
-use super::raise::{Raised, Wish, ZygoteError};
+use super::raise::{Raised, Room, Wish, ZygoteError};
 use super::spares::{Arrivals, SLOTS};
 
 /// What could not be imported now is not tried again at every request.
@@ -42,8 +42,12 @@ pub(crate) struct Zygote {
     pub(crate) forks: AtomicU64,
     /// The one in whose namespaces it lives.
     parent: Option<Using>,
-    /// Spares that the launcher has user ids for.
-    pub(super) most_spares: u32,
+    /// What the launcher has user ids for.
+    pub(super) room: Room,
+    /// Zygotes that were forked from it and are there.
+    children: AtomicU32,
+    /// Memory that it has and its parent has not, bytes, as it was seen last; 0 before.
+    pub(super) billed: AtomicU64,
     /// What the launcher was last told to keep of it: spares, slots.
     kept: Mutex<(u32, u32)>,
     /// Of the instances that it was asked for.
@@ -55,7 +59,22 @@ pub(crate) struct Zygote {
 impl Zygote {
     /// The one that it was forked from.
     pub(crate) fn parent(&self) -> Option<&Self> {
-        self.parent.as_ref().map(|using| &*using.0)
+        self.parent.as_ref().map(|using| &*using.zygote)
+    }
+
+    /// Whether another one can be forked from it.
+    pub(super) fn has_room(&self) -> bool {
+        self.children.load(Ordering::Acquire) < self.room.children
+    }
+
+    /// Memory that it was seen to have beyond what its modules are taken to cost, bytes. Where that is little, it is what such figures are
+    /// like.
+    pub(super) fn extra(&self, costs: &Costs) -> f64 {
+        let above = self.parent().map(|parent| &parent.modules);
+        let own = self.modules.iter().filter(|module| above.is_none_or(|above| !above.contains(*module)));
+        let expected = tree::BASE_BYTES + own.map(|module| costs.of(module).bytes).sum::<f64>();
+        let seen = self.billed.load(Ordering::Relaxed) as f64;
+        if seen > 1.5 * expected + LITTLE { seen - expected } else { 0.0 }
     }
 
     /// Spares and slots that the launcher keeps of it.
@@ -69,24 +88,37 @@ impl Zygote {
     }
 
     pub(crate) fn grown(&self) -> Grown<'_> {
-        Grown { spec: &self.spec, modules: &self.modules }
+        Grown::new(&self.spec, &self.modules)
     }
 }
 
 /// Counts an instance or a zygote among those that live in a zygote's namespaces, for as long as it is there.
 #[derive(Debug)]
-pub(crate) struct Using(Arc<Zygote>);
+pub(crate) struct Using {
+    zygote: Arc<Zygote>,
+    is_zygote: bool,
+}
 
 impl Using {
     pub(crate) fn new(zygote: Arc<Zygote>) -> Self {
         zygote.users.fetch_add(1, Ordering::AcqRel);
-        Self(zygote)
+        Self { zygote, is_zygote: false }
+    }
+
+    pub(super) fn child(zygote: Arc<Zygote>) -> Self {
+        zygote.children.fetch_add(1, Ordering::AcqRel);
+        let mut using = Self::new(zygote);
+        using.is_zygote = true;
+        using
     }
 }
 
 impl Drop for Using {
     fn drop(&mut self) {
-        self.0.users.fetch_sub(1, Ordering::AcqRel);
+        self.zygote.users.fetch_sub(1, Ordering::AcqRel);
+        if self.is_zygote {
+            self.zygote.children.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -99,7 +131,12 @@ impl Drop for Zygote {
 /// Those that may serve a function best, by its revision.
 type Choices = HashMap<String, Vec<Arc<Zygote>>>;
 
+/// Bytes.
+const LITTLE: f64 = 8e6;
+
 pub(crate) struct Zygotes {
+    /// What all of them may have together, bytes.
+    pub(super) bytes: u64,
     pub(super) launcher: Launcher,
     pub(super) next: AtomicU32,
     pub(super) running: Mutex<Vec<Arc<Zygote>>>,
@@ -118,8 +155,9 @@ pub(crate) struct Zygotes {
 }
 
 impl Zygotes {
-    pub(crate) fn new(launcher: Launcher, changed: Arc<tokio::sync::Notify>) -> Self {
+    pub(crate) fn new(launcher: Launcher, changed: Arc<tokio::sync::Notify>, bytes: u64) -> Self {
         Self {
+            bytes,
             launcher,
             next: AtomicU32::new(1),
             running: Mutex::default(),
@@ -150,6 +188,13 @@ impl Zygotes {
         let result = change(&mut running);
         lock(&self.choices).clear();
         result
+    }
+
+    /// Memory of those that run but for roots, bytes, as far as it was seen.
+    pub(super) fn billed(&self) -> u64 {
+        let running = lock(&self.running);
+        let counted = running.iter().filter(|zygote| !zygote.spec.is_root());
+        counted.map(|zygote| zygote.billed.load(Ordering::Relaxed)).sum()
     }
 
     pub(crate) fn count(&self, spec: &NodeSpec) -> usize {
@@ -277,8 +322,8 @@ impl Zygotes {
                 return Err(error);
             }
         };
-        let Raised { id, most_spares, peer, env, facts, parent } = raised;
-        let above = parent.as_ref().map(|using| using.0.id);
+        let Raised { id, room, peer, env, facts, parent } = raised;
+        let above = parent.as_ref().map(|using| using.zygote.id);
         let (imported, safe, ms) = (facts.imported.len(), facts.safe, begin.elapsed().as_millis() as u64);
         tracing::info!(zygote = id, above, imported, safe, ms, "zygote started");
         let names = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect::<Vec<_>>().join(" ");
@@ -288,7 +333,7 @@ impl Zygotes {
             tracing::debug!(zygote = id, module, error, "not imported ahead");
         }
         let Wish { spec, lock: wheels, .. } = wish;
-        let inherited = parent.iter().flat_map(|using| &using.0.imported);
+        let inherited = parent.iter().flat_map(|using| &using.zygote.imported);
         let imported: BTreeSet<String> = inherited.chain(facts.costs.keys()).cloned().collect();
         let modules = Want::modules_of(&wheels, &[], &imported);
         let modules = Want { lock: spec.lock.clone(), modules, ..Want::default() }.imported();
@@ -305,7 +350,9 @@ impl Zygotes {
                 users: AtomicUsize::new(0),
                 forks: AtomicU64::new(0),
                 parent,
-                most_spares,
+                room,
+                children: AtomicU32::new(0),
+                billed: AtomicU64::new(0),
                 kept: Mutex::new((0, SLOTS)),
                 arrivals: Mutex::default(),
                 control,
@@ -324,7 +371,7 @@ impl Zygotes {
 
     /// Has so many spares of `zygote` kept, and slots.
     pub(crate) fn keep(&self, zygote: &Zygote, spares: u32, slots: u32) {
-        let wanted = if zygote.node.facts.safe { (spares.min(zygote.most_spares), slots) } else { (0, 0) };
+        let wanted = if zygote.node.facts.safe { (spares.min(zygote.room.spares), slots) } else { (0, 0) };
         let mut kept = lock(&zygote.kept);
         if *kept != wanted {
             *kept = wanted;
@@ -341,6 +388,7 @@ impl Zygotes {
         let fit = running.iter().filter(|zygote| {
             let spec = &zygote.spec;
             spec.runtime == wish.spec.runtime
+                && zygote.has_room()
                 && (spec.lock.is_empty() || spec.tenant == wish.spec.tenant)
                 && *spec != wish.spec
                 && (Some(spec) == above

@@ -36,7 +36,7 @@ use crate::builder::Made;
 use crate::cgroup::{Activity, Limits};
 use crate::error::{Context, SysResult};
 use crate::host::{Ground, Host};
-use crate::ids::{Pair, Pairs, Span};
+use crate::ids::{Pair, Pairs, Span, Spans};
 use crate::init::Exit;
 use crate::plan::{Nesting, Profile, SlotSpec};
 use crate::watch::{INTERVAL as WATCH, Watched};
@@ -79,7 +79,7 @@ struct Zygote {
     span: Span,
     pairs: Pairs,
     /// Ids for zygotes that are forked from it.
-    children: Vec<Span>,
+    children: Spans,
     /// Whether it may fork: one that was started may, one that was forked when it was looked at.
     admitted: bool,
     /// Who waits for that.
@@ -122,7 +122,7 @@ impl Zygote {
             depth: 0,
             span,
             pairs: span.pairs(),
-            children: span.children(),
+            children: span.children().into_iter().collect(),
             admitted: false,
             admitting: None,
             channel,

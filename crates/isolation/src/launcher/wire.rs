@@ -161,6 +161,8 @@ pub enum Reply {
     Zygote {
         /// Spares that it may have: half of those that it has user ids for, and no more than [`MAX_SPARES`]. The others are for what is asked for.
         most_spares: u32,
+        /// Zygotes that may be forked from it: those that it has user ids for.
+        most_children: u32,
     },
     /// The instance was started.
     Instance {

@@ -90,7 +90,8 @@ impl<'a> Tree<'a> {
 
     /// Private memory of a process: all that its parent imported it has too.
     fn private(&self, candidate: usize) -> f64 {
-        BASE_BYTES + self.problem.candidates[candidate].cost.bytes - self.shared(self.parent(candidate))
+        let of = &self.problem.candidates[candidate];
+        BASE_BYTES + of.extra + of.cost.bytes - self.shared(self.parent(candidate))
     }
 
     /// The step that is worth most by its price, of those that fit.

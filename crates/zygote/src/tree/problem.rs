@@ -32,6 +32,8 @@ pub(super) struct Candidate {
     pub(super) spec: NodeSpec,
     pub(super) exists: bool,
     pub(super) cost: Cost,
+    /// Memory that it has beside its modules', bytes.
+    pub(super) extra: f64,
     /// For each want (by its place here) that it may serve and saves something: microseconds.
     pub(super) saves: Vec<(usize, f64)>,
     /// Candidates that it could be forked from, the best first.
@@ -60,7 +62,7 @@ impl<'a> Problem<'a> {
         let wheels = Numbered::new(wants.iter().map(|(_, want)| &want.lock));
         let locks: Vec<_> = wants.iter().map(|(_, want)| wheels.of(&want.lock)).collect();
         let imported = wants.iter().zip(&locks).map(|((_, want), lock)| imported(want, lock));
-        let had = existing.iter().map(|(spec, modules)| had(spec, modules, &wheels));
+        let had = existing.iter().map(|(spec, grown)| had(spec, grown.modules, &wheels));
         let (groups, mut sets) = groups(&imported.chain(had).collect::<Vec<_>>(), &wheels, costs);
         let of_existing = sets.split_off(wants.len());
         let wanted = wants.into_iter().zip(sets).zip(&locks).map(|(((index, want), modules), lock)| {
@@ -70,7 +72,8 @@ impl<'a> Problem<'a> {
         });
         let wanted = wanted.collect();
         let mut problem = Self { wants: wanted, candidates: Vec::new(), groups, wheels };
-        let existing = existing.into_keys().zip(of_existing).collect();
+        let existing = existing.into_iter().zip(of_existing);
+        let existing = existing.map(|((spec, grown), modules)| (spec, (grown, modules))).collect();
         problem.find_candidates(&existing);
         problem.relate();
         problem
@@ -92,10 +95,10 @@ impl<'a> Problem<'a> {
         by_time.then(one.bytes.total_cmp(&other.bytes)).then(b.cmp(&a)).is_gt()
     }
 
-    fn find_candidates(&mut self, existing: &BTreeMap<&NodeSpec, Bits>) {
+    fn find_candidates(&mut self, existing: &BTreeMap<&NodeSpec, (Grown<'_>, Bits)>) {
         let mut specs = BTreeMap::<NodeSpec, (Bits, Bits)>::new();
         // Of what exists it is known what it has.
-        for (spec, modules) in existing {
+        for (spec, (_, modules)) in existing {
             let lock = bits(&self.wheels.of(&spec.lock), self.wheels.len());
             specs.insert((*spec).clone(), (lock, modules.clone()));
         }
@@ -130,7 +133,7 @@ impl<'a> Problem<'a> {
         for (spec, (lock, modules)) in specs {
             let of_use = (spec.runtime.clone(), spec.tenant.clone(), lock, modules);
             // Of two of the same use, the one that exists is as good and is there.
-            if existing.contains_key(&spec) {
+            if existing.get(&spec).is_some_and(|(grown, _)| grown.runs) {
                 found.insert(of_use, spec);
             } else {
                 found.entry(of_use).or_insert(spec);
@@ -139,8 +142,20 @@ impl<'a> Problem<'a> {
         let candidate = |((_, _, lock, modules), spec): (Use, NodeSpec)| {
             let costs = modules.iter().map(|group| self.groups[group].cost);
             let cost = costs.fold(Cost::default(), Cost::plus);
-            let (exists, saves) = (existing.contains_key(&spec), Vec::new());
-            Candidate { spec, exists, cost, saves, above: Vec::new(), below: Vec::new(), lock, modules }
+            let (exists, extra) =
+                existing.get(&spec).map_or((false, 0.0), |(grown, _)| (grown.runs, grown.extra));
+            let saves = Vec::new();
+            Candidate {
+                spec,
+                exists,
+                cost,
+                extra,
+                saves,
+                above: Vec::new(),
+                below: Vec::new(),
+                lock,
+                modules,
+            }
         };
         // In this order a subset of a set stands before it, and what serves all tenants before what serves one.
         self.candidates = found.into_iter().map(candidate).collect();
@@ -279,14 +294,14 @@ fn in_order(wants: &[Want]) -> Vec<(usize, &Want)> {
 }
 
 /// The nodes that some want could use, and what they have. Of two processes of one node, one.
-fn useful<'a>(
-    existing: &[Grown<'a>],
-    wants: &[(usize, &Want)],
-) -> BTreeMap<&'a NodeSpec, &'a BTreeSet<Module>> {
-    let mut useful = BTreeMap::<&NodeSpec, &BTreeSet<Module>>::new();
-    for Grown { spec, modules } in existing {
-        if !spec.is_root() && wants.iter().any(|(_, want)| spec.may_serve(want)) {
-            useful.entry(spec).and_modify(|known| *known = (*known).max(modules)).or_insert(modules);
+fn useful<'a>(existing: &[Grown<'a>], wants: &[(usize, &Want)]) -> BTreeMap<&'a NodeSpec, Grown<'a>> {
+    let mut useful = BTreeMap::<&NodeSpec, Grown<'_>>::new();
+    for grown in existing {
+        if !grown.spec.is_root() && wants.iter().any(|(_, want)| grown.spec.may_serve(want)) {
+            let known = useful.entry(grown.spec).or_insert(*grown);
+            known.modules = known.modules.max(grown.modules);
+            known.extra = known.extra.max(grown.extra);
+            known.runs |= grown.runs;
         }
     }
     useful

@@ -82,7 +82,7 @@ fn budget() -> impl Strategy<Value = Budget> {
 type Existing = (NodeSpec, BTreeSet<Module>);
 
 fn grown(existing: &[Existing]) -> Vec<Grown<'_>> {
-    existing.iter().map(|(spec, modules)| Grown { spec, modules }).collect()
+    existing.iter().map(|(spec, modules)| Grown::new(spec, modules)).collect()
 }
 
 fn existing(plan: &Plan) -> Vec<Existing> {
@@ -202,11 +202,40 @@ proptest! {
         prop_assert_eq!(second, third);
     }
 
+    /// What is planned is started, and turns out to be something else than was expected; what is planned no more is ended.
+    #[test]
+    fn it_comes_to_rest_whatever_nodes_turn_out_to_be(
+        (wants, _) in wants(), costs in costs(), budget in budget(), turns in prop::collection::vec((0.0..1e8f64, 1..4usize), 1..9),
+    ) {
+        let mut known = BTreeMap::<NodeSpec, (BTreeSet<Module>, f64)>::new();
+        let mut running = BTreeSet::<NodeSpec>::new();
+        for _ in 0..30 {
+            let all: Vec<_> = known
+                .iter()
+                .map(|(spec, (modules, extra))| {
+                    Grown { extra: *extra, runs: running.contains(spec), ..Grown::new(spec, modules) }
+                })
+                .collect();
+            let plan = plan(&wants, &costs, budget, &all);
+            let planned: BTreeSet<NodeSpec> = plan.nodes.iter().map(|node| node.spec.clone()).collect();
+            if planned == running {
+                return Ok(());
+            }
+            for node in plan.nodes.iter().filter(|node| !node.spec.is_root()) {
+                let (extra, step) = turns[known.len() % turns.len()];
+                let had = || node.modules.iter().step_by(step).cloned().collect();
+                known.entry(node.spec.clone()).or_insert_with(|| (had(), extra));
+            }
+            running = planned;
+        }
+        prop_assert!(false, "it is planned anew for ever");
+    }
+
     #[test]
     fn the_best_node_is_the_planned_one((wants, existing) in wants(), costs in costs(), budget in budget()) {
         let plan = plan(&wants, &costs, budget, &grown(&existing));
         let nodes: Vec<_> =
-            plan.nodes.iter().map(|node| Grown { spec: &node.spec, modules: &node.modules }).collect();
+            plan.nodes.iter().map(|node| Grown::new(&node.spec, &node.modules)).collect();
         for (planned, node) in plan.nodes.iter().enumerate() {
             for want in &node.serves {
                 let chosen = best(&nodes, &wants[*want], &costs).unwrap();
@@ -286,6 +315,24 @@ proptest! {
         let text = serde_json::to_string(&costs).unwrap();
         let again: Costs = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(Vec::from(again).len(), Vec::from(costs).len());
+    }
+}
+
+#[test]
+fn what_has_more_than_it_says_counts_with_what_it_has() {
+    let wants = [want_of(&[("a", 0)], 1.0)];
+    let costs = costs_of(&[("a", LARGE)]);
+    let budget = Budget { bytes: 200_000_000, nodes: 10 };
+    let first = plan(&wants, &costs, budget, &[]);
+    assert_eq!(first.nodes.len(), 2);
+    let with = |extra, runs| {
+        let grown = Grown { extra, runs, ..Grown::new(&first.nodes[1].spec, &first.nodes[1].modules) };
+        plan(&wants, &costs, budget, &[grown])
+    };
+    let before = first.nodes[1].bytes;
+    assert_eq!(with(1e6, true).nodes[1].bytes, before + 1_000_000);
+    for runs in [true, false] {
+        assert_eq!(with(2e8, runs).nodes.len(), 1, "it fits no more, nor does it when it is gone");
     }
 }
 
@@ -386,8 +433,7 @@ fn among_equals_the_smaller_node_serves() {
     let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("b", 0)], 0.0)];
     let costs = costs_of(&[("a", LARGE), ("b", LARGE)]);
     let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
-    let nodes: Vec<_> =
-        tree.nodes.iter().map(|node| Grown { spec: &node.spec, modules: &node.modules }).collect();
+    let nodes: Vec<_> = tree.nodes.iter().map(|node| Grown::new(&node.spec, &node.modules)).collect();
     // A function that has both and imports one.
     let mut want = wants[1].clone();
     want.modules = wants[0].modules.clone();

@@ -362,3 +362,66 @@ fn little_memory_has_fewer_nodes_than_functions_and_all_of_them_answer() {
     assert!(bytes < 64 << 20, "{bytes}");
     assert!(grove.server.stop());
 }
+
+/// Each is deeper than most trees are, and has siblings.
+#[test]
+fn a_deep_tree_is_built_as_planned_and_comes_to_rest() {
+    let grove = Grove::new();
+    grove.weights(&["a", "b", "c", "d", "e", "f"], 20);
+    let all: [&[&str]; 6] =
+        [&["a"], &["a", "b"], &["a", "b", "c"], &["a", "b", "d"], &["a", "b", "e"], &["a", "b", "c", "f"]];
+    for packages in all {
+        grove.deploy_user(&packages.concat(), packages, &[]);
+    }
+    let above = |nodes: &[Value], of: &[&str]| -> BTreeSet<String> {
+        let parent = node(nodes, of).map(|node| node["parent"].clone());
+        nodes.iter().find(|node| Some(&node["id"]) == parent.as_ref()).map(packages).unwrap_or_default()
+    };
+    let is_as_planned = |nodes: &Vec<Value>| {
+        all.iter().all(|of| {
+            let above = above(nodes, of);
+            above.len() + 1 == of.len() && above.iter().all(|package| of.contains(&package.as_str()))
+        })
+    };
+    let nodes = || grove::nodes(&grove.server);
+    let before = grove.server.wait_until(nodes, is_as_planned);
+    let which = |nodes: &[Value]| nodes.iter().map(|node| node["id"].as_u64().unwrap()).collect::<Vec<_>>();
+    // Each deployment plans anew, and another plan follows it.
+    for round in 0..8 {
+        grove.deploy(&format!("plain{round}"), "def handler(event, context):\n    return event\n", &[], &[]);
+        assert_eq!(which(&nodes()), which(&before), "it does not come to rest");
+    }
+    for packages in all {
+        grove.uses(&packages.concat(), packages);
+    }
+    assert!(grove.server.stop());
+}
+
+/// What a package says of its memory is its word: it is looked at from outside as well.
+#[test]
+fn whoever_lies_about_its_memory_is_weighed() {
+    const NAMES: [&str; 3] = ["one", "two", "three"];
+    let grove = Grove::with(&["--zygote-memory", "100"]);
+    let source = |name: &str| {
+        format!(
+            "import sys\nname = {name:?}\nweight = bytearray(70 << 20)\nfor page in range(0, len(weight), 4096): weight[page] = 1\n\
+             class Costs(dict):\n    def items(self):\n        return [(name, (micros, 0)) for name, (micros, _) in dict.items(self)]\n\
+             recorder = sys.modules.get('_sock_recorder')\nif recorder: recorder.costs = Costs(recorder.costs)\n"
+        )
+    };
+    for name in NAMES {
+        grove.package(name, &source(name));
+        grove.deploy_user(name, &[name], &[]);
+    }
+    let billed = || {
+        let nodes = grove::nodes(&grove.server);
+        let counted = nodes.iter().filter(|node| !packages(node).is_empty());
+        counted.map(|node| node["billed_bytes"].as_u64().unwrap()).sum::<u64>()
+    };
+    grove.server.wait_until(billed, |bytes| *bytes <= 100_000_000);
+    for name in NAMES {
+        grove.uses(name, &[name]);
+    }
+    grove.server.wait_until(billed, |bytes| *bytes <= 100_000_000);
+    assert!(grove.server.stop());
+}

@@ -251,7 +251,7 @@ impl Server {
             Ids::Zygote(Some(parent), span) => {
                 // A later zygote may have the parent's name.
                 if let Some(parent) = self.zygotes.get_mut(&parent).filter(|parent| parent.span.has(span)) {
-                    parent.children.push(span);
+                    parent.children.give_back(span);
                 }
             }
             Ids::WithZygote => {}

@@ -115,7 +115,7 @@ impl Server {
         let [user, pids] = [&init.made.namespaces[0], &init.made.namespaces[1]].map(OwnedFd::try_clone);
         let (user, pids) = (user.map_err(io_text)?, pids.map_err(io_text)?);
         let (above, depth) = (state.span, state.depth + 1);
-        let span = state.children.pop();
+        let span = state.children.take();
         let span = span.ok_or_else(|| format!("no user ids are left beneath zygote {parent}"))?;
         let within = Within::NewFamilyIn(&family, above.first);
         let (ground, (channel, theirs, fds)) =
@@ -325,7 +325,8 @@ impl Server {
             return self.let_die(slot, Ids::WithZygote);
         };
         // Only now, since a group whose processes are in groups of their own has none itself: cgroups(7).
-        let (uid, ground, most_spares) = (state.span.first, &slot.ground, state.most_spares());
+        let (uid, ground) = (state.span.first, &slot.ground);
+        let room = Reply::Zygote { most_spares: state.most_spares(), most_children: state.children.count };
         let opened = ground.family.as_ref().map_or(Ok(()), |family| self.host.open_family(family, uid));
         let limited = opened.and_then(|()| ground.group.limit(&self.host.hierarchy, &state.limits));
         let (parent, admitted) = (state.parent, theirs.is_none());
@@ -339,7 +340,7 @@ impl Server {
         }
         match begun {
             Ok(()) => {
-                self.answer(id, Ok(Reply::Zygote { most_spares }), fds);
+                self.answer(id, Ok(room), fds);
                 self.serve_waiting(zygote);
             }
             Err(error) => {
