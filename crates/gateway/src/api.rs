@@ -204,9 +204,16 @@ async fn metrics(call: &Call) -> Result<Answer, ApiError> {
 
 /// What runs functions, in detail: zygotes, idle instances, memory.
 async fn report(call: &Call) -> Result<Answer, ApiError> {
-    let counts = call.gateway.runner.counts().await.map_err(|error| ApiError::service(&error))?;
+    // First: it looks at what was not looked at yet.
     let report = call.gateway.runner.report().await;
-    let body = serde_json::json!({ "counts": counts, "nodes": report.nodes, "functions": report.functions });
+    let counts = call.gateway.runner.counts().await.map_err(|error| ApiError::service(&error))?;
+    let (nodes, functions) = (report.nodes, report.functions);
+    let body = serde_json::json!({
+        "counts": counts,
+        "nodes": nodes,
+        "functions": functions,
+        "init_bytes": report.init_bytes,
+    });
     Ok(json(StatusCode::OK, &body))
 }
 

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{Counts, Part, Reply, Request};
+use sock_isolation::launcher::wire::{Counts, Reply, Request};
 use sock_zygote::frames::{self, FrameError, InvokeHeader, Kind, Nonce};
 use sock_zygote::tree::NodeSpec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
@@ -217,13 +217,7 @@ impl Engine {
             };
             let old = lock(&engine.idle).tidy(used);
             drop(old);
-            let unmeasured = lock(&engine.idle).unmeasured();
-            for instance in unmeasured {
-                let memory = Request::Memory { of: Part::Instance(instance) };
-                if let Ok((Reply::Memory(memory), _)) = engine.launcher.call(memory).await {
-                    lock(&engine.idle).measure(instance, memory.private);
-                }
-            }
+            engine.measure_some().await;
         }
     }
 

@@ -177,8 +177,9 @@ impl Gateway {
 
     /// What `/metrics` tells of this moment.
     pub(crate) async fn now(self: &Arc<Self>) -> Result<Now, String> {
+        // First: it looks at what was not looked at yet.
+        let report = self.runner.report().await;
         let runner = self.runner.counts().await?;
-        let nodes = self.runner.report().await.nodes;
         let gateway = self.clone();
         let read = tokio::task::spawn_blocking(move || {
             let events = gateway.events.count().map_err(|error| deploy::chain(&error))?;
@@ -194,7 +195,7 @@ impl Gateway {
         let handlers = codes.collect::<HashMap<&str, u64>>().values().sum();
         Ok(Now {
             runner,
-            nodes,
+            report,
             connections: self.connections.count(),
             events,
             functions: all.len(),

@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::api::Attempt;
-use crate::runner::{NodeReport, Phases, RunnerCounts};
+use crate::runner::{NodeReport, Phases, Report, RunnerCounts};
 
 /// The text format's media type.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -53,7 +53,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Default)]
 pub(crate) struct Now {
     pub(crate) runner: RunnerCounts,
-    pub(crate) nodes: Vec<NodeReport>,
+    pub(crate) report: Report,
     pub(crate) connections: u32,
     pub(crate) events: u64,
     pub(crate) functions: usize,
@@ -166,14 +166,19 @@ impl Metrics {
 
     /// All of it as text.
     pub(crate) fn text(&self, now: &Now) -> String {
-        let RunnerCounts { running, idle, frozen, zygotes, slots, spares, dying, leaks, idle_bytes } =
-            now.runner;
+        let RunnerCounts { running, idle, frozen, zygotes, slots, spares, dying, leaks, .. } = now.runner;
         let states = [("running", running), ("idle", idle - frozen.min(idle)), ("frozen", frozen)];
         set(&self.instances, "state", states.map(|(state, count)| (state, count as u64)));
         let kinds = [("zygote", zygotes), ("slot", slots), ("spare", spares), ("dying", dying)];
         set(&self.containers, "kind", kinds.map(|(kind, count)| (kind, count as u64)));
         let billed = |memory: &NodeReport| memory.billed_bytes;
-        let memory = [("zygotes", now.nodes.iter().map(billed).sum()), ("idle-instances", idle_bytes)];
+        let Report { nodes, functions, init_bytes } = &now.report;
+        let memory = [
+            ("zygotes", nodes.iter().map(billed).sum()),
+            ("spares", nodes.iter().map(|node| node.spare_bytes).sum()),
+            ("idle-instances", functions.iter().map(|function| function.private_bytes).sum()),
+            ("first-processes", *init_bytes),
+        ];
         set(&self.memory, "of", memory);
         let [handlers, installed] = now.cache_bytes;
         set(&self.cache, "tier", [("handler", handlers), ("install", installed)]);
@@ -202,6 +207,7 @@ fn set<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::FunctionReport;
 
     #[test]
     fn what_prometheus_reads() {
@@ -223,10 +229,12 @@ mod tests {
             dying: 6,
             leaks: 7,
         };
-        let nodes = vec![NodeReport { billed_bytes: 14, ..NodeReport::default() }];
+        let nodes = vec![NodeReport { billed_bytes: 14, spare_bytes: 15, ..NodeReport::default() }];
+        let functions = vec![FunctionReport { private_bytes: 13, ..FunctionReport::default() }];
+        let report = Report { nodes, functions, init_bytes: 16 };
         let now = Now {
             runner,
-            nodes,
+            report,
             connections: 8,
             events: 9,
             functions: 10,

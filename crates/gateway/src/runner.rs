@@ -190,6 +190,8 @@ pub struct Report {
     pub nodes: Vec<NodeReport>,
     /// Functions of which idle instances are kept, by name.
     pub functions: Vec<FunctionReport>,
+    /// Memory of the first process of all containers, which only waits: what would be free without them.
+    pub init_bytes: u64,
 }
 
 /// A zygote.
@@ -217,6 +219,8 @@ pub struct NodeReport {
     pub users: usize,
     /// Spares that are kept of it.
     pub spares: u32,
+    /// Memory that would be free without them.
+    pub spare_bytes: u64,
     /// Memory that would be free without it.
     pub private_bytes: u64,
     /// With its share of what others map too.
@@ -238,6 +242,10 @@ pub struct FunctionReport {
     pub frozen: usize,
     /// Memory that would be free without them.
     pub private_bytes: u64,
+    /// With their share of what others map too.
+    pub proportional_bytes: u64,
+    /// How many of them nobody has looked at yet: each is taken for 2 MiB.
+    pub unseen: usize,
     /// Of the function, where one of ten minutes ago counts half.
     pub invocations_per_second: f64,
     /// New instances.

@@ -34,7 +34,7 @@ pub(crate) struct Span {
 const LEAST_SPAN: u32 = 512;
 
 /// Each child gets an eighth of what is left, so that the first ones have room for trees of their own, and yet there are many: of a zygote that
-/// was forked from none about fifty, of the first of those 34, of the first of those 16, and of the first of those two, which have none.
+/// was forked from none about fifty, of the first of those 32, of the first of those 15, and of the first of those three, which have none.
 const SHARE: u32 = 8;
 
 /// Spans that are to be dealt, the largest first.
@@ -78,9 +78,11 @@ impl Span {
     /// What may be dealt to zygotes that are forked from this one's, the largest first.
     pub(crate) fn children(self) -> Vec<Self> {
         let mut children = Vec::new();
-        let (mut first, end) = (self.first + self.count / 4, self.first + self.count);
-        while end - first >= LEAST_SPAN {
-            let count = ((end - first) / SHARE).max(LEAST_SPAN);
+        // Each begins at a multiple of the least: a zygote is known by its number.
+        let whole = |count: u32| count.next_multiple_of(LEAST_SPAN);
+        let (mut first, end) = (self.first + whole(self.count / 4), self.first + self.count);
+        while first + LEAST_SPAN <= end {
+            let count = whole((end - first) / SHARE).max(LEAST_SPAN);
             children.push(Self { first, count });
             first += count;
         }
@@ -315,11 +317,11 @@ mod tests {
         let all = IdRange::default().spans();
         let fits = |span: Span| std::iter::successors(Some(span), |span| span.children().first().copied());
         let many: Vec<usize> = fits(all[0]).map(|span| span.children().len()).collect();
-        assert_eq!((all.len(), &many[..]), (8, &[52, 34, 16, 2, 0][..]));
+        assert_eq!((all.len(), &many[..]), (8, &[49, 32, 15, 3, 0][..]));
         assert!(all.iter().all(|span| check_beneath(*span, 0) == 4));
         assert_eq!(all.iter().map(|span| span.first).min(), Some(IdRange::default().block(1)));
         let least = IdRange { first: 65_536, blocks: 2 }.spans();
-        assert_eq!((least.len(), check_beneath(least[0], 0)), (1, 2));
+        assert_eq!((least.len(), check_beneath(least[0], 0)), (1, 3));
         let (parent, child) = (all[0], all[0].children()[0]);
         assert_eq!(child.map(Some(parent)), format!("0 {} {}\n", child.first - parent.first, child.count));
     }

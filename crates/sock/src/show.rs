@@ -2,9 +2,29 @@
 
 use serde_json::Value;
 
+/// A line; whoever reads no further, as head(1), has what it wanted.
+pub(crate) fn line(text: &str) {
+    use std::io::Write;
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        let wanted_no_more = error.kind() == std::io::ErrorKind::BrokenPipe;
+        if !wanted_no_more {
+            eprintln!("sock: failed to write to standard output: {error}");
+        }
+        std::process::exit(i32::from(!wanted_no_more));
+    }
+}
+
+/// As `println!`, by [`line`].
+#[macro_export]
+macro_rules! say {
+    ($($part:tt)*) => {
+        $crate::show::line(&format!($($part)*))
+    };
+}
+
 /// JSON, indented.
 pub(crate) fn json(value: &Value) {
-    println!("{value:#}");
+    line(&format!("{value:#}"));
 }
 
 /// A value without quotes.
@@ -24,6 +44,6 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = 
     for row in &rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
+        crate::say!("{}", cells.join("  ").trim_end());
     }
 }

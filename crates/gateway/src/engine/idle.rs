@@ -10,12 +10,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use sock_isolation::launcher::wire::InstanceId;
+use sock_isolation::launcher::wire::{InstanceId, Memory};
 use sock_zygote::tree::{self, IdleInstance};
 
 use super::instance::Instance;
 use crate::names::FunctionName;
-use crate::runner::Function;
+use crate::runner::{Function, FunctionReport};
 
 /// Idle instances that are kept, over all functions: each has four descriptors here.
 const MAX_IDLE: usize = 4096;
@@ -151,10 +151,10 @@ impl Idle {
         all.filter(|instance| !instance.measured).map(|instance| instance.id).take(MEASURED).collect()
     }
 
-    /// Takes note of the memory of its own that one has, if it is still idle.
-    pub(super) fn measure(&mut self, id: InstanceId, bytes: u64) {
+    /// Takes note of the memory that one has, if it is still idle.
+    pub(super) fn measure(&mut self, id: InstanceId, memory: Memory) {
         if let Some(instance) = self.by_function.values_mut().flatten().find(|instance| instance.id == id) {
-            (instance.bytes, instance.measured) = (bytes, true);
+            (instance.seen, instance.measured) = (Some(memory), true);
         }
     }
 
@@ -165,16 +165,21 @@ impl Idle {
         instances
     }
 
-    /// Of each function: idle instances, frozen ones among them, and memory of their own, bytes.
-    pub(super) fn by_function(&self) -> Vec<(FunctionName, usize, usize, u64)> {
-        let of = |(name, all): (&FunctionName, &VecDeque<Instance>)| {
-            let frozen = all.iter().filter(|instance| instance.is_frozen()).count();
-            (name.clone(), all.len(), frozen, all.iter().map(bytes).sum())
+    /// Of each function.
+    pub(super) fn by_function(&self) -> Vec<FunctionReport> {
+        let of = |(name, all): (&FunctionName, &VecDeque<Instance>)| FunctionReport {
+            name: name.to_string(),
+            idle: all.len(),
+            frozen: all.iter().filter(|instance| instance.is_frozen()).count(),
+            private_bytes: all.iter().map(bytes).sum(),
+            proportional_bytes: all.iter().filter_map(|instance| Some(instance.seen?.proportional)).sum(),
+            unseen: all.iter().filter(|instance| instance.seen.is_none()).count(),
+            ..FunctionReport::default()
         };
         self.by_function.iter().map(of).collect()
     }
 }
 
 fn bytes(instance: &Instance) -> u64 {
-    if instance.bytes == 0 { UNMEASURED } else { instance.bytes }
+    instance.seen.map_or(UNMEASURED, |memory| memory.private)
 }

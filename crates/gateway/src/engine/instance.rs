@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sock_isolation::launcher::wire::{self, Files, InstanceId, Reply, Request};
+use sock_isolation::launcher::wire::{self, Files, InstanceId, Memory, Reply, Request};
 use sock_isolation::{Command, Role};
 use sock_zygote::frames::{self, Kind, Nonce, Ready};
 use sock_zygote::runtime::{self, Entry};
@@ -41,8 +41,8 @@ pub(super) struct Instance {
     pub(super) unused: bool,
     _using: Option<Using>,
     pub(super) idle_since: Instant,
-    /// Memory of its own when that was asked last, bytes; 0 before, and whether that was since its last invocation.
-    pub(super) bytes: u64,
+    /// What it had when that was asked last, and whether that was since its last invocation.
+    pub(super) seen: Option<Memory>,
     pub(super) measured: bool,
     /// What tells of its memory.
     memory: Option<File>,
@@ -291,7 +291,7 @@ impl Engine {
             unused: true,
             _using: using,
             idle_since: Instant::now(),
-            bytes: 0,
+            seen: None,
             measured: false,
             memory: None,
             freezer: None,

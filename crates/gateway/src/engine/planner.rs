@@ -40,7 +40,7 @@ const ROUND_AT_MOST: Duration = Duration::from_secs(60);
 const SAVE: Duration = Duration::from_secs(60);
 
 /// Zygotes, the first of each interpreter not counted: each costs user ids and half a megabyte of the kernel's memory, and the
-/// launcher has ids for 46 that are forked from one.
+/// launcher has ids for 49 that are forked from one.
 const NODES: usize = 40;
 
 /// A zygote that was forked from another one than it should have been is replaced if that saves so much memory.

@@ -194,13 +194,17 @@ pub fn memory_used(text: &str) -> Option<u64> {
     text.trim().parse().ok().or_else(|| Some(crate::verify::resident_in(text)).filter(|bytes| *bytes > 0))
 }
 
-/// One of the containers that have a name here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What takes memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Part {
     /// A zygote.
     Zygote(ZygoteId),
     /// An instance.
     Instance(InstanceId),
+    /// All spares of a zygote. Of more than 16, which are alike, 16 are looked at.
+    Spares(ZygoteId),
+    /// PID 1 of all containers, of which 16 are looked at too.
+    Inits,
 }
 
 /// Of all processes in a container but its PID 1, bytes. proc_pid_smaps(5)
@@ -212,6 +216,16 @@ pub struct Memory {
     pub proportional: u64,
     /// Pages that are no file's, shared ones counted in full.
     pub anonymous: u64,
+}
+
+impl Memory {
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            private: self.private + other.private,
+            proportional: self.proportional + other.proportional,
+            anonymous: self.anonymous + other.anonymous,
+        }
+    }
 }
 
 /// What a launcher has, in containers.

@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Deploy) -> Result<ExitCode> {
     if options.reading.json {
         show::json(&configuration);
     } else {
-        println!("{name} is active: sock invoke {name}");
+        crate::say!("{name} is active: sock invoke {name}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -46,9 +46,9 @@ pub(crate) fn show(options: &OfFunction) -> Result<ExitCode> {
             // Values may be secrets: --json prints them to whoever asks for that.
             let names =
                 value["Variables"].as_object().map(|variables| variables.keys().cloned().collect::<Vec<_>>());
-            println!("{name:width$}  {}", names.unwrap_or_default().join(", "));
+            crate::say!("{name:width$}  {}", names.unwrap_or_default().join(", "));
         } else {
-            println!("{name:width$}  {}", show::plain(value));
+            crate::say!("{name:width$}  {}", show::plain(value));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -61,7 +61,7 @@ pub(crate) fn delete(options: &OfFunction) -> Result<ExitCode> {
     if options.reading.json {
         show::json(&json!({ "deleted": options.name }));
     } else {
-        println!("{} is deleted", options.name);
+        crate::say!("{} is deleted", options.name);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -85,7 +85,7 @@ pub(crate) fn env(options: &Reading) -> Result<ExitCode> {
     } else {
         for (name, value) in variables {
             // For a shell, whatever is in it.
-            println!("export {name}='{}'", value.replace('\'', r"'\''"));
+            crate::say!("export {name}='{}'", value.replace('\'', r"'\''"));
         }
     }
     Ok(ExitCode::SUCCESS)

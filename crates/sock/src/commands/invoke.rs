@@ -73,7 +73,7 @@ pub(crate) fn run(options: &Invoke) -> Result<ExitCode> {
             "result": serde_json::from_slice::<Value>(&answer.body).unwrap_or_default(),
         }));
     } else if !answer.body.is_empty() {
-        println!("{}", String::from_utf8_lossy(&answer.body));
+        crate::say!("{}", String::from_utf8_lossy(&answer.body));
     }
     if failed && !options.reading.json {
         let body = answer.json().unwrap_or_default();

@@ -99,9 +99,9 @@ pub(crate) fn doctor(options: &Local) -> Result<ExitCode> {
                 Level::Warning => "warn",
                 Level::Bad => "BAD ",
             };
-            println!("{mark}  {:16}  {}", finding.subject, finding.detail);
+            crate::say!("{mark}  {:16}  {}", finding.subject, finding.detail);
             if let Some(remedy) = &finding.remedy {
-                println!("{:24}to do: {remedy}", "");
+                crate::say!("{:24}to do: {remedy}", "");
             }
         }
     }

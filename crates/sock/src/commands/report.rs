@@ -16,32 +16,46 @@ pub(crate) fn stats(options: &Reading) -> Result<ExitCode> {
     let count = |name: &str| report["counts"][name].as_u64().unwrap_or(0);
     let nodes = report["nodes"].as_array().into_iter().flatten();
     let zygotes: u64 = nodes.map(|node| number(node, "billed_bytes")).sum();
-    println!("running    {}", count("running"));
-    println!(
+    crate::say!("running    {}", count("running"));
+    crate::say!(
         "idle       {}, {} of them frozen, {}",
         count("idle"),
         count("frozen"),
-        size(count("idle_bytes"))
+        size(
+            report["functions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|function| number(function, "private_bytes"))
+                .sum()
+        )
     );
-    println!("zygotes    {}, {}", count("zygotes"), size(zygotes));
-    println!("made ahead {} spares, {} slots", count("spares"), count("slots"));
+    crate::say!("zygotes    {}, {}", count("zygotes"), size(zygotes));
+    let spares: u64 =
+        report["nodes"].as_array().into_iter().flatten().map(|node| number(node, "spare_bytes")).sum();
+    crate::say!("made ahead {} spares, {}; {} slots", count("spares"), size(spares), count("slots"));
+    crate::say!("containers {} for the first process of each", size(number(&report, "init_bytes")));
     let functions = report["functions"].as_array().cloned().unwrap_or_default();
     if functions.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    println!();
+    crate::say!("");
     let rows = functions.iter().map(|function| {
         [
             show::plain(&function["name"]),
             show::plain(&function["idle"]),
             show::plain(&function["frozen"]),
             size(number(function, "private_bytes")),
+            size(number(function, "proportional_bytes")),
             format!("{:.1}", fraction(function, "invocations_per_second") * 60.0),
             format!("{:.1}", fraction(function, "starts_per_second") * 60.0),
             format!("{:.1}", fraction(function, "start_us") / 1000.0),
         ]
     });
-    show::table(["FUNCTION", "IDLE", "FROZEN", "PRIVATE", "CALLS/MIN", "STARTS/MIN", "START MS"], rows);
+    show::table(
+        ["FUNCTION", "IDLE", "FROZEN", "PRIVATE", "PSS", "CALLS/MIN", "STARTS/MIN", "START MS"],
+        rows,
+    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -167,7 +167,8 @@ impl<'a> Tree<'a> {
                 parent: self.parent(*node).and_then(place),
                 modules: self.problem.modules(candidate),
                 bytes: self.private(*node) as u64,
-                saved: served.iter().map(|want| rate(want) * self.served[*want].0).sum(),
+                // From 0: the sum of none is -0 else.
+                saved: served.iter().fold(0.0, |sum, want| sum + rate(want) * self.served[*want].0),
                 replicas: 1,
                 serves,
             });

@@ -88,14 +88,18 @@ impl Bench {
 
     /// One that makes no children is given up, and another one takes its place.
     fn all_of_it(&self) -> (Remains, Range<u32>) {
-        let ids = || grove::ids_if_alive(&self.zygote_if_any()?);
-        let range = self.grove.server.wait_until(ids, Option::is_some).unwrap();
+        let range = self.grove.server.wait_until(|| self.range(), Option::is_some).unwrap();
         (self.grove.span(&range), range)
+    }
+
+    fn range(&self) -> Option<Range<u32>> {
+        grove::ids_if_alive(&self.zygote_if_any()?)
     }
 
     /// Waits until what `outlives` starts is on its own: PID 1, the zygote, three more; and the instance.
     fn is_complete(&self) {
-        self.grove.server.wait_until(|| self.all_of_it().0.count(), |count| *count >= 6);
+        let count = || self.range().map_or(0, |range| self.grove.span(&range).count());
+        self.grove.server.wait_until(count, |count| *count >= 6);
     }
 
     /// That a deployment that failed says why, in the package's terms.

@@ -21,6 +21,7 @@ mod inside;
 mod limits;
 #[cfg(feature = "machine")]
 mod many;
+mod memory;
 mod operating;
 mod packages;
 mod server;

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::forking::{Looked, look};
-use super::{Instance, Server, text};
+use super::{Instance, Server, Slot, text};
 use crate::cgroup::Usage;
 use crate::launcher::wire::{InstanceId, Memory, Part};
 use crate::verify;
@@ -41,18 +41,53 @@ impl Server {
 
     /// Takes some milliseconds for a process of some hundred megabytes.
     pub(super) fn memory(&self, of: Part) -> Result<Memory, String> {
-        let slot = match of {
-            Part::Zygote(zygote) => self.zygotes.get(&zygote).and_then(|zygote| zygote.init.as_ref()),
-            Part::Instance(instance) => self.instances.get(&instance).map(|instance| &instance.slot),
-        };
-        let slot = slot.ok_or_else(|| format!("there is no {of:?}"))?;
-        let mut processes = slot.ground.group.processes().map_err(text)?;
-        processes.retain(|pid| *pid != slot.made.init);
-        let each = processes.into_iter().map(verify::memory);
-        Ok(each.fold(Memory::default(), |all, one| Memory {
-            private: all.private + one.private,
-            proportional: all.proportional + one.proportional,
-            anonymous: all.anonymous + one.anonymous,
-        }))
+        let none = || format!("there is no {of:?}");
+        match of {
+            Part::Zygote(id) => {
+                let zygote = self.zygotes.get(&id).ok_or_else(none)?;
+                zygote.init.as_ref().ok_or_else(none)?.memory()
+            }
+            Part::Instance(id) => self.instances.get(&id).ok_or_else(none)?.slot.memory(),
+            Part::Spares(id) => {
+                let spares = &self.zygotes.get(&id).ok_or_else(none)?.spares;
+                let looked = spares.iter().take(SAMPLE).map(|spare| spare.slot.memory());
+                Ok(scaled(looked.collect::<Result<Vec<_>, _>>()?, spares.len()))
+            }
+            Part::Inits => {
+                let zygotes = self.zygotes.values();
+                let of_zygotes = zygotes.flat_map(|zygote| {
+                    let spares = zygote.spares.iter().map(|spare| &spare.slot);
+                    zygote.init.iter().chain(&zygote.ready).chain(spares)
+                });
+                let instances = self.instances.values().map(|instance| &instance.slot);
+                let all: Vec<&Slot> = instances.chain(of_zygotes).collect();
+                let looked = all.iter().take(SAMPLE).map(|slot| verify::memory(slot.made.init));
+                Ok(scaled(looked.collect(), all.len()))
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// Of what runs in it, without its PID 1.
+    fn memory(&self) -> Result<Memory, String> {
+        let mut processes = self.ground.group.processes().map_err(text)?;
+        processes.retain(|pid| *pid != self.made.init);
+        Ok(processes.into_iter().map(verify::memory).fold(Memory::default(), Memory::plus))
+    }
+}
+
+/// So many of those that are alike are looked at.
+const SAMPLE: usize = 16;
+
+/// What `count` have, of whom some were looked at.
+fn scaled(looked: Vec<Memory>, count: usize) -> Memory {
+    let some = looked.len().max(1) as u64;
+    let all = looked.into_iter().fold(Memory::default(), Memory::plus);
+    let scale = |bytes: u64| bytes / some * count as u64;
+    Memory {
+        private: scale(all.private),
+        proportional: scale(all.proportional),
+        anonymous: scale(all.anonymous),
     }
 }
