@@ -270,7 +270,12 @@ impl Engine {
             for (want, prepared) in wants.iter_mut().zip(&functions) {
                 want.refused = known.remove(&prepared.function.revision).unwrap_or_default();
                 for zygote in &running {
-                    if zygote.spec.may_serve(want) && sound(&zygote.node, &prepared.candidate).is_err() {
+                    if !zygote.spec.may_serve(want) {
+                        continue;
+                    }
+                    if let Err(reason) = sound(&zygote.node, &prepared.candidate) {
+                        let function = &prepared.function.name;
+                        tracing::debug!(zygote = zygote.id, %function, %reason, "it may not serve the function");
                         want.refused.insert(zygote.spec.clone());
                     }
                 }
