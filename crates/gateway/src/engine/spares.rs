@@ -19,7 +19,7 @@ use crate::names::FunctionName;
 /// What making a spare takes, seconds: it waits for a lull of 20 ms, and then a fork.
 const SECONDS: f64 = 0.05;
 
-/// Spares of one zygote for those that arrive one by one.
+/// Spares of one zygote for those that arrive one by one; and of all together, whatever memory they may have.
 const MOST: u32 = 16;
 
 /// What a spare has of its own, bytes: 1.5 MB without packages, 2.3 MB with pandas.
@@ -146,12 +146,23 @@ impl Engine {
         let zygotes = self.zygotes.running();
         let asked: Vec<f64> =
             zygotes.iter().map(|zygote| bursts.get(&zygote.id).copied().unwrap_or(0.0)).collect();
+        let steady: Vec<f64> = zygotes
+            .iter()
+            .map(|zygote| {
+                let expected = self.planner.expected(&zygote.spec);
+                tree::spares(expected.rate.max(zygote.recent()), SECONDS, MOST).into()
+            })
+            .collect();
         let room = u32::try_from(self.spare_bytes / BYTES).unwrap_or(u32::MAX);
-        let for_bursts = tree::spares_for_bursts(&asked, room, MAX_SPARES);
-        for ((zygote, asked), for_burst) in zygotes.iter().zip(asked).zip(for_bursts) {
+        // First those for what arrives one by one, of which each needs few.
+        let steady = tree::spares_for_bursts(&steady, room.max(MOST), MOST);
+        let left = room.saturating_sub(steady.iter().sum());
+        let more: Vec<f64> =
+            asked.iter().zip(&steady).map(|(asked, steady)| asked - f64::from(*steady)).collect();
+        let more = tree::spares_for_bursts(&more, left, MAX_SPARES);
+        for ((zygote, asked), (steady, more)) in zygotes.iter().zip(asked).zip(steady.into_iter().zip(more)) {
+            let spares = (steady + more).min(MAX_SPARES);
             let expected = self.planner.expected(&zygote.spec);
-            let steady = tree::spares(expected.rate.max(zygote.recent()), SECONDS, MOST);
-            let spares = steady.max(for_burst);
             let slots = if expected.serves { tree::slots(asked, spares, (SLOTS, MOST_SLOTS)) } else { 0 };
             self.zygotes.keep(zygote, spares, slots);
         }

@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lifecycle::several_at_once_and_one_that_was_dropped", several),
     ("lifecycle::more_at_once_than_their_socket_holds", more_than_fit),
     ("lifecycle::a_container_runs_one_program", one_program),
+    ("lifecycle::what_does_not_go_is_named", stuck),
     ("lifecycle::it_dies_with_who_made_it", orphaned),
     ("lifecycle::a_second_host_sweeps_what_a_crash_left", sweep),
     ("lifecycle::a_paper_container_that_fails_leaves_no_mount", paper_fails),
@@ -185,6 +186,36 @@ fn one_program() -> Result<(), Failed> {
     let error = container.start(&program(&["/bin/true"]), &[]).expect_err("it has one");
     assert_eq!(error.to_string(), "the container was given a program before: make another one");
     container.destroy()?;
+    shop.close()
+}
+
+/// Nobody reaps it: to whoever waits for its end that is what a process is that the kernel keeps.
+#[expect(clippy::disallowed_methods, reason = "the builder is this process's child, which has not ended")]
+fn stuck() -> Result<(), Failed> {
+    let shop = Shop::open()?;
+    let null: OwnedFd = File::open("/dev/null")?.into();
+    let mut container = shop.workshop.create()?;
+    container.start(&program(&["/bin/sleep", "60"]), &[null.as_fd(), null.as_fd(), null.as_fd()])?;
+    let children = fs::read_to_string("/proc/thread-self/children")?;
+    let builder =
+        Pid::from_raw(children.split_whitespace().next_back().ok_or("there is no builder")?.parse()?);
+    kill(builder, Signal::SIGSTOP)?;
+    let begin = Instant::now();
+    let error = container.destroy().expect_err("it is not gone").to_string();
+    assert!(
+        error.starts_with("the container was killed 10 s ago and is not gone; its processes: "),
+        "{error}"
+    );
+    assert!(begin.elapsed() >= Duration::from_secs(10), "{:?}", begin.elapsed());
+    kill(builder, Signal::SIGCONT)?;
+    let groups =
+        || fs::read_dir(&shop.group).map(|all| all.flatten().filter(|one| one.path().is_dir()).count());
+    let begin = Instant::now();
+    while groups()? > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it is not taken away");
+        shop.workshop.tend()?;
+        nix::poll::poll(&mut [], 5u8)?;
+    }
     shop.close()
 }
 

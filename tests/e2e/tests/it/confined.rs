@@ -190,6 +190,9 @@ fn it_holds_nothing() {
     assert_eq!(results["group"], json!(["/own"]), "the host's cgroups are seen");
     // What it says is what the kernel says.
     let zygote = bench.zygote();
+    let fds = fs::read_dir(format!("/proc/{}/fd", zygote.pid)).unwrap().flatten();
+    let directories = fds.filter(|fd| fs::metadata(fd.path()).is_ok_and(|file| file.is_dir()));
+    assert_eq!(directories.count(), 0, "from a directory that is attached one gets out");
     assert_eq!(results["identity"][0].as_u64(), pids(&zygote).last().map(|pid| u64::from(*pid)));
     assert_eq!(results["identity"][2].as_str(), zygote.namespace("pid").unwrap().to_str());
     bench.leaves_nothing();

@@ -66,6 +66,26 @@ fn what_is_used_once_is_started_before_it_is_asked_for_again() {
     assert!(server.stop());
 }
 
+/// Connections that wait for their last packets stay behind in a network namespace: no instance finds another one's.
+#[test]
+fn no_instance_finds_what_another_left_in_its_network() {
+    let (data, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path());
+    let source = work.path().join("main.py");
+    let text = "import socket\n\ndef there():\n    with open('/proc/self/net/tcp') as file:\n        return len(file.readlines()) - 1\n\n\
+                def handler(event, context):\n    before = there()\n    listener = socket.create_server(('127.0.0.1', 0))\n    \
+                ends = [socket.create_connection(listener.getsockname()), listener.accept()[0]]\n    \
+                for end in [*ends, listener]: end.close()\n    return [before, there()]\n";
+    std::fs::write(&source, text).unwrap();
+    for name in ["one", "two"] {
+        server.deploy(&source, name, &["--handler", "main.handler", "--single-use"]);
+        for _ in 0..4 {
+            assert_eq!(server.run(name, &json!(null)).body, json!([0, 1]));
+        }
+    }
+    assert!(server.stop());
+}
+
 #[test]
 fn fresh_means_an_interpreter_of_its_own() {
     let data = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 //! the kernel and `GET /report` tell.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -360,6 +361,36 @@ fn little_memory_has_fewer_nodes_than_functions_and_all_of_them_answer() {
     assert!(zygotes.len() <= 1, "{zygotes:?}");
     let bytes: u64 = nodes(&grove.server).iter().filter_map(|node| node["private_bytes"].as_u64()).sum();
     assert!(bytes < 64 << 20, "{bytes}");
+    assert!(grove.server.stop());
+}
+
+/// It grows behind requests' backs: by a deployment, and when a node has died.
+#[test]
+fn a_node_that_takes_its_time_keeps_nobody_waiting() {
+    let grove = Grove::new();
+    grove.weights(&["trunk"], 4);
+    grove.package("slow", "import time\ntime.sleep(5)\nname = 'slow'\nweight = b'x' * (4 << 20)\n");
+    grove.deploy_user("quick", &["trunk"], &["--single-use"]);
+    let is_there = || node(&nodes(&grove.server), &["slow"]).is_some();
+    let quick_until = |over: &dyn Fn() -> bool| {
+        let (mut longest, mut count) = (Duration::ZERO, 0);
+        while !over() {
+            let begun = Instant::now();
+            grove.uses("quick", &["trunk"]);
+            (longest, count) = (longest.max(begun.elapsed()), count + 1);
+        }
+        assert!(count > 9 && longest < Duration::from_secs(2), "{longest:?} of {count}");
+    };
+    std::thread::scope(|scope| {
+        let deploying = scope.spawn(|| grove.deploy_user("late", &["slow"], &[]));
+        quick_until(&|| deploying.is_finished());
+    });
+    assert!(is_there());
+    let before = grove.zygote(&["slow"]);
+    before.kill();
+    grove.server.wait_until(|| still_running(&[before.clone()].into()).len(), |count| *count == 0);
+    quick_until(&|| grove.zygotes(&["slow"]).iter().any(|zygote| *zygote != before) && is_there());
+    grove.uses("late", &["slow"]);
     assert!(grove.server.stop());
 }
 
