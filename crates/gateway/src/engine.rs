@@ -358,7 +358,9 @@ impl Engine {
         if instance.is_there() {
             if function.single_use {
                 instance.end_later();
-                self.ahead.want(&function);
+                if self.spare_bytes > 0 {
+                    self.ahead.want(&function);
+                }
             } else {
                 self.keep_idle(instance);
             }

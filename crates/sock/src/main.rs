@@ -104,7 +104,7 @@ struct Serve {
     /// Memory that processes with imported packages may take, MB (default: a quarter of the machine's)
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     zygote_memory: Option<u64>,
-    /// Memory that processes may take which are forked ahead for a burst that comes again, MB (default: a quarter of --zygote-memory)
+    /// Memory that processes may take which are forked ahead of need, MB; 0: none are (default: a quarter of --zygote-memory)
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
     spare_memory: Option<u64>,
     /// Memory that instances may take which wait for their next invocation, MB (default: a quarter of the machine's)

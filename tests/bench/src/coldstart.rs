@@ -1,7 +1,7 @@
 //! What a new instance takes, as its client sees it: that has its function already, with a spare, forked on demand, and by an interpreter of its own.
 //!
-//! Every invocation has an instance of its own (`--single-use`), and no spares are kept for bursts, which these few requests would be. A round gives each contender of each function one turn, after the
-//! same idle time: caches that others have used meanwhile are part of what a request meets.
+//! Every invocation has an instance of its own (`--single-use`). What is forked on demand is asked of another server, which forks nothing ahead: so it is after the
+//! same idle time as everything else, and as a bare fork. A round gives each contender of each function one turn: caches that others have used meanwhile are part of what a request meets.
 
 mod bare;
 
@@ -26,8 +26,8 @@ const IDLE: Duration = Duration::from_millis(50);
 /// After an answer: no spare is made yet, and its instance waits for a lull to end in.
 const MOMENT: Duration = Duration::from_millis(10);
 
-/// In quick succession: more than there are spares of one zygote.
-const MOST: usize = 20;
+/// Memory for what the first server forks ahead, MB: spares for what arrives one by one, and none for bursts, which these few requests would be.
+const SPARES: &str = "8";
 
 /// One of the functions, with all that was measured of it.
 struct Contender {
@@ -37,12 +37,12 @@ struct Contender {
     module: Option<&'static str>,
     answer: &'static str,
     bare: Option<BareFork>,
-    /// The first request after the idle time; the one a moment later, which finds a spare that has no function yet; that of a rapid succession
-    /// that no spare was left for; the same with moments between, when nothing else is being ended meanwhile; `--fresh`.
+    /// The first request after the idle time; the one a moment later, which finds a spare that has no function yet; the first of a server
+    /// without either; its next, at once; `--fresh`.
     first: ByKind,
     second: ByKind,
     demanded: ByKind,
-    later: ByKind,
+    next: ByKind,
     fresh: ByKind,
     forks: Samples,
     interpreters: Samples,
@@ -55,7 +55,7 @@ impl Contender {
         module: Option<&'static str>,
         answer: &'static str,
     ) -> Self {
-        let [first, second, demanded, later, fresh] = [(); 5].map(|()| ByKind::default());
+        let [first, second, demanded, next, fresh] = [(); 5].map(|()| ByKind::default());
         let (forks, interpreters) = (Samples::default(), Samples::default());
         Self {
             name,
@@ -66,7 +66,7 @@ impl Contender {
             first,
             second,
             demanded,
-            later,
+            next,
             fresh,
             forks,
             interpreters,
@@ -90,36 +90,23 @@ impl Contender {
         Ok(answer)
     }
 
-    /// Asks until the spares are used up, with pauses between; the answer of the first that there was none for. The zygote itself has
-    /// been idle until then.
-    fn exhaust(&self, server: &mut Server, between: Duration) -> Result<Answer> {
-        for _ in 0..MOST {
-            let answer = self.ask(server, self.name)?;
-            if !["ready", "spare"].contains(&answer.start()) {
-                return Ok(answer);
-            }
-            pause(between);
-        }
-        bail!("of {}, {MOST} in succession found a spare", self.name)
-    }
-
-    fn turn(&mut self, server: &mut Server, site: &Path, slow: bool) -> Result<()> {
+    fn turn(&mut self, [server, other]: [&mut Server; 2], site: &Path, slow: bool) -> Result<()> {
         server.settle()?;
         server.is_ready(self.name)?;
         pause(IDLE);
         self.first.add(&self.ask(server, self.name)?);
         pause(MOMENT);
         self.second.add(&self.ask(server, self.name)?);
-        let demanded = self.exhaust(server, Duration::ZERO)?;
-        self.demanded.add(&demanded);
+        server.settle()?;
+        other.settle()?;
+        pause(IDLE);
+        self.demanded.add(&self.ask(other, self.name)?);
+        self.next.add(&self.ask(other, self.name)?);
+        other.settle()?;
         pause(IDLE);
         if let Some(bare) = &mut self.bare {
             self.forks.add(bare.fork()?);
         }
-        server.settle()?;
-        pause(IDLE);
-        let later = self.exhaust(server, MOMENT)?;
-        self.later.add(&later);
         if slow {
             pause(IDLE);
             self.fresh.add(&self.ask(server, &self.fresh_name())?);
@@ -133,7 +120,7 @@ impl Contender {
         let ready = self.first.show(self.name, "ready");
         let spare = self.second.show(&format!("{}, a moment later", self.name), "spare");
         let zygote = self.demanded.show(self.name, "zygote");
-        self.later.show(&format!("{}, a moment later", self.name), "zygote");
+        self.next.show(&format!("{}, the next at once", self.name), "zygote");
         self.fresh.show(self.name, "cold");
         show(&format!("{}, bare os.fork()", self.name), &self.forks);
         let import = self.module.map_or_else(|| "pass".to_owned(), |module| format!("import {module}"));
@@ -152,7 +139,8 @@ impl Contender {
 
 /// Measures, prints, and tells whether every target was met.
 pub(crate) fn run(sock: &Path) -> Result<bool> {
-    let mut server = Server::start(sock, &["--spare-memory", "0"])?;
+    let mut server = Server::start(sock, &["--spare-memory", SPARES])?;
+    let mut other = Server::start(sock, &["--spare-memory", "0"])?;
     let mut contenders = [
         Contender::new("echo", "functions/echo", None, "\"hello\""),
         Contender::new("numpy", "bench/functions/numbers", Some("numpy"), "\"2.2.6\""),
@@ -160,8 +148,10 @@ pub(crate) fn run(sock: &Path) -> Result<bool> {
     ];
     for contender in &contenders {
         contender.deploy(&server)?;
+        contender.deploy(&other)?;
         // What its first instance tells may change its zygote.
         contender.ask(&mut server, contender.name)?;
+        contender.ask(&mut other, contender.name)?;
         server.is_ready(contender.name)?;
     }
     let site_directory = tempfile::tempdir()?;
@@ -175,7 +165,7 @@ pub(crate) fn run(sock: &Path) -> Result<bool> {
         pause(IDLE);
         nothing.add(server.invoke(&ask_nothing)?.took);
         for contender in &mut contenders {
-            contender.turn(&mut server, &site, round < SLOW_ROUNDS)?;
+            contender.turn([&mut server, &mut other], &site, round < SLOW_ROUNDS)?;
         }
     }
     heading();
@@ -187,5 +177,6 @@ pub(crate) fn run(sock: &Path) -> Result<bool> {
         met &= contender.judge();
     }
     server.stop()?;
+    other.stop()?;
     Ok(met)
 }

@@ -66,9 +66,10 @@ fn latency(server: &mut Server) -> Result<bool> {
         }
     }
     heading();
-    all.show("echo", "warm");
+    let whole = all.show("echo", "warm");
     show("beyond the handler's phase", &beyond);
-    Ok(judge("beyond the handler: p50, ms", beyond.median(), Target::AtMost(0.2)))
+    // What the function itself does takes a microsecond: all of it is the platform's, with the way to the instance and back.
+    Ok(judge("warm, all of it: p50, ms", whole.median(), Target::AtMost(0.2)))
 }
 
 /// Of instances that are frozen, in turn with the same ones while they are not. Each is invoked after the same rest, and shows what it
@@ -109,8 +110,8 @@ fn thaw(server: &mut Server) -> Result<bool> {
 /// Beside the same function in FastAPI.
 fn throughput(server: &mut Server) -> Result<bool> {
     let Some(peer) = FastApi::start()? else {
-        println!("FastAPI could not be installed: throughput is not compared");
-        return Ok(true);
+        println!("MISSED throughput beside FastAPI, which could not be installed");
+        return Ok(false);
     };
     let invocation = server.invocation("echo", EVENT);
     let mut ours = server.crowd(CONNECTIONS)?;

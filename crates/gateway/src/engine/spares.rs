@@ -19,13 +19,13 @@ use crate::names::FunctionName;
 /// What making a spare takes, seconds: it waits for a lull of 20 ms, and then a fork.
 const SECONDS: f64 = 0.05;
 
-/// Spares of one zygote for those that arrive one by one; and of all together, whatever memory they may have.
+/// Spares of one zygote for those that arrive one by one.
 const MOST: u32 = 16;
 
 /// What a spare has of its own, bytes: 1.5 MB without packages, 2.3 MB with pandas.
 const BYTES: u64 = 2 << 20;
 
-/// Of the memory for zygotes, spares for bursts may take a part of so many, where the operator says nothing.
+/// Of the memory for zygotes, spares may take a part of so many, where the operator says nothing.
 pub(crate) const SPARE_SHARE: u64 = 4;
 
 /// Slots kept ready for one that serves functions, at first; a burst beyond them waits about a millisecond for each more.
@@ -155,7 +155,7 @@ impl Engine {
             .collect();
         let room = u32::try_from(self.spare_bytes / BYTES).unwrap_or(u32::MAX);
         // First those for what arrives one by one, of which each needs few.
-        let steady = tree::spares_for_bursts(&steady, room.max(MOST), MOST);
+        let steady = tree::spares_for_bursts(&steady, room, MOST);
         let left = room.saturating_sub(steady.iter().sum());
         let more: Vec<f64> =
             asked.iter().zip(&steady).map(|(asked, steady)| asked - f64::from(*steady)).collect();

@@ -160,7 +160,21 @@ fn spares_for_bursts_keep_within_their_memory() {
     burst(&server, 20);
     let wanted = || ahead(&server).0;
     server.wait_until(wanted, |wanted| *wanted >= 2);
-    assert!(wanted() <= 4, "{}", wanted());
+    assert!(wanted() <= 2, "{}", wanted());
+    assert!(server.stop());
+}
+
+/// Nobody is forked who was not asked for.
+#[test]
+fn without_memory_for_them_there_are_no_spares() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start_with(data.path(), &["--spare-memory", "0"]);
+    server.deploy(&tests("e2e/functions/where.py"), "where", &["--single-use"]);
+    for _ in 0..3 {
+        assert_eq!(server.run("where", &json!({})).start, "zygote");
+        // Its end comes in a lull, as spares would.
+        server.wait_until(|| ahead(&server), |now| *now == (0, 0));
+    }
     assert!(server.stop());
 }
 
