@@ -84,6 +84,8 @@ pub(crate) struct EngineOptions {
     pub(crate) zygote_bytes: u64,
     /// Memory that spares for bursts may take, bytes.
     pub(crate) spare_bytes: u64,
+    /// New instances a second that one zygote is trusted with.
+    pub(crate) zygote_forks: u32,
     /// Memory of their own that idle instances may take, bytes.
     pub(crate) idle_bytes: u64,
 }
@@ -159,7 +161,8 @@ impl Engine {
     pub(crate) async fn start(socket: OwnedFd, options: EngineOptions) -> Result<Arc<Self>, String> {
         let launcher = Launcher::new(socket).map_err(|error| error.to_string())?;
         let pythons: Vec<Python> = options.interpreters.iter().map(Python::new).collect();
-        let planner = Arc::new(Planner::new(options.data_dir.clone(), options.zygote_bytes));
+        let planner =
+            Arc::new(Planner::new(options.data_dir.clone(), options.zygote_bytes, options.zygote_forks));
         let zygotes =
             Arc::new(Zygotes::new(launcher.clone(), Arc::clone(&planner.changed), options.zygote_bytes));
         for python in &pythons {

@@ -87,7 +87,9 @@ async fn serve(
     let spare_bytes = options.spare_memory_mb.map_or(zygote_bytes / SPARE_SHARE, |mb| mb << 20);
     let idle_bytes = options.idle_memory_mb.map_or_else(default_budget, |mb| mb << 20);
     let data_dir = options.data_dir.clone();
-    let engine_options = EngineOptions { data_dir, interpreters, zygote_bytes, spare_bytes, idle_bytes };
+    let zygote_forks = options.zygote_forks.unwrap_or(sock_zygote::tree::Budget::default().forks);
+    let engine_options =
+        EngineOptions { data_dir, interpreters, zygote_bytes, spare_bytes, zygote_forks, idle_bytes };
     let engine = Engine::start(launcher, engine_options).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let shutdown = async move {

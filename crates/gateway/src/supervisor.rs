@@ -57,6 +57,8 @@ pub struct ServeOptions {
     pub zygote_memory_mb: Option<u64>,
     /// Memory that spares for bursts may take, MiB; nothing: a quarter of the zygotes'.
     pub spare_memory_mb: Option<u64>,
+    /// New instances a second that one zygote is trusted with; none: 200.
+    pub zygote_forks: Option<u32>,
     /// Memory of their own that idle instances may take, MiB; nothing: a quarter of the machine's.
     pub idle_memory_mb: Option<u64>,
     /// The host's user ids for containers; nothing: the first of [`IdRange::choices`] that no other server has.

@@ -8,14 +8,14 @@
 mod place;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::ppoll;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -401,20 +401,17 @@ impl Group {
                     errno: Errno::EBUSY,
                 });
             }
-            self.wait_for_change()?;
+            pause(began.elapsed())?;
         }
         Ok(removed.max(1))
     }
+}
 
-    /// Waits for the kernel's word that `cgroup.events` changed, at most 10 ms: it holds that word back about as long.
-    pub(crate) fn wait_for_change(&self) -> SysResult<()> {
-        let path = self.path.join("cgroup.events");
-        let mut events = File::open(&path).call_on("open", &path)?;
-        // A change is one that was not read yet: to a file that nobody has read, poll(2) returns at once.
-        events.read_to_string(&mut String::new()).call_on("read", &path)?;
-        let mut wanted = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-        poll(&mut wanted, PollTimeout::from(10u8)).map(drop).call("poll")
-    }
+/// Waits before a group that was killed is looked at again: as long as was waited already, a millisecond at most. Who polls `cgroup.events` is told
+/// ten milliseconds late.
+pub(crate) fn pause(waited: Duration) -> SysResult<()> {
+    let pause = waited.clamp(Duration::from_micros(20), Duration::from_millis(1));
+    ppoll(&mut [], Some(pause.into()), None).map(drop).call("ppoll")
 }
 
 /// Of `controllers`, those that every one of `directories` hands down. One that refuses (it has processes of its own, say) is one we
@@ -450,6 +447,8 @@ fn write(path: &Path, value: &str) -> SysResult<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -492,15 +491,5 @@ mod tests {
         let mut found = [0; 4096];
         let length = written.read(&mut found).unwrap();
         assert_eq!(std::str::from_utf8(&found[..length]).unwrap(), expected);
-    }
-
-    #[test]
-    fn what_has_not_changed_is_waited_for() {
-        let (hierarchy, _) = Hierarchy::open(&find().unwrap(), "sock-test-waiting").unwrap();
-        let group = hierarchy.create("1").unwrap();
-        let began = Instant::now();
-        group.wait_for_change().unwrap();
-        assert!(began.elapsed() >= Duration::from_millis(9), "{:?}", began.elapsed());
-        hierarchy.remove_all().unwrap();
     }
 }

@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::builder::{self, Event, Made};
-use crate::cgroup::{Group, Limits, Stats};
+use crate::cgroup::{self, Group, Limits, Stats};
 use crate::error::{Context, SysResult, SyscallError};
 use crate::host::{Ground, Host, Within};
 use crate::ids::{Pair, Pairs};
@@ -475,7 +475,7 @@ impl Container {
                 return Err(DestroyError::Stuck(group.processes()?.into_iter().map(describe).collect()));
             }
             if inner.ended.contains_key(&number) {
-                group.wait_for_change()?;
+                cgroup::pause(begin.elapsed())?;
             } else if inner.has_event(left)? {
                 inner.take_event()?;
             }

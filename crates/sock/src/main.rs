@@ -107,6 +107,9 @@ struct Serve {
     /// Memory that processes may take which are forked ahead of need, MB; 0: none are (default: a quarter of --zygote-memory)
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
     spare_memory: Option<u64>,
+    /// New instances a second that one zygote is trusted with: a busier one has others beside it (default: 200)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    zygote_forks: Option<u32>,
     /// Memory that instances may take which wait for their next invocation, MB (default: a quarter of the machine's)
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     idle_memory: Option<u64>,

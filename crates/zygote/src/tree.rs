@@ -197,6 +197,16 @@ pub struct Budget {
     pub bytes: u64,
     /// Processes.
     pub nodes: usize,
+    /// Forks a second that one process is trusted with. A fork of a large one takes up to two milliseconds, in which it does
+    /// nothing else, and at less than half of that load, the default, it is seldom waited for.
+    pub forks: u32,
+}
+
+impl Default for Budget {
+    /// Nothing but roots.
+    fn default() -> Self {
+        Self { bytes: 0, nodes: 0, forks: 200 }
+    }
 }
 
 /// A tree, parents before their children.
@@ -237,6 +247,8 @@ pub struct Grown<'a> {
     pub modules: &'a BTreeSet<Module>,
     /// Private memory that it was seen to have beyond what its modules are taken to cost, bytes.
     pub extra: f64,
+    /// Forks a second that it was asked for of late: rates are means, of which bursts are little.
+    pub recent: f64,
     /// Whether it is there still. What one turned out to be that is not any more counts as much: planned as what it might be, it would be
     /// started again, and ended again for what it is.
     pub runs: bool,
@@ -245,7 +257,7 @@ pub struct Grown<'a> {
 impl<'a> Grown<'a> {
     /// One that is there and is what it is taken for.
     pub fn new(spec: &'a NodeSpec, modules: &'a BTreeSet<Module>) -> Self {
-        Self { spec, modules, extra: 0.0, runs: true }
+        Self { spec, modules, extra: 0.0, recent: 0.0, runs: true }
     }
 }
 

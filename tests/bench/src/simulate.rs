@@ -138,7 +138,7 @@ impl Platform<'_> {
 
     /// Nodes with the places of their parents, parents first.
     fn tree(&self, nodes: usize) -> Vec<(NodeSpec, Option<usize>)> {
-        let budget = Budget { bytes: self.world.options.budget * 1_000_000, nodes };
+        let budget = Budget { bytes: self.world.options.budget * 1_000_000, nodes, ..Budget::default() };
         let existing = self.zygotes.iter().map(|(spec, zygote)| Grown::new(spec, &zygote.modules));
         let existing: Vec<_> = existing.collect();
         let plan = plan(&self.wants, &self.costs, budget, &existing);
@@ -228,6 +228,19 @@ mod tests {
             // What the policy plans with is measured, not exactly; the zygotes have what they have.
             let [_, _, memory] = outcomes.map(|outcome| outcome.memory);
             assert!(memory < 1.2 * world.options.budget as f64 * 1e6, "seed {seed}: {memory}");
+        }
+    }
+
+    /// Whatever there is to serve, and in however little memory.
+    #[test]
+    fn the_tree_is_never_worse_than_roots_alone() {
+        for seed in 0..24 {
+            let (functions, budget) = (4 + seed as usize % 6 * 8, 8 << (seed % 7));
+            let options = Options { functions, seconds: 300, budget, seed };
+            let world = World::new(options);
+            let [roots, tree] =
+                [Policy::Roots, Policy::Tree].map(|policy| replay(&world, policy).times.mean());
+            assert!(tree <= roots, "{options:?}: tree {tree}, roots {roots}");
         }
     }
 

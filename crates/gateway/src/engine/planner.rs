@@ -63,6 +63,8 @@ pub(crate) struct Planner {
     /// Asks for one when there is time for it.
     unforeseen: tokio::sync::Notify,
     bytes: u64,
+    /// See [`Budget::forks`].
+    forks: u32,
     data_dir: PathBuf,
     /// By revision: the nodes that may not serve it, as it turned out when they were there. Whoever forgot them with the node would
     /// plan them again, import it all again, and find out again.
@@ -97,12 +99,12 @@ pub(super) struct Expected {
 }
 
 impl Planner {
-    pub(crate) fn new(data_dir: PathBuf, bytes: u64) -> Self {
+    pub(crate) fn new(data_dir: PathBuf, bytes: u64, forks: u32) -> Self {
         let learnt = std::sync::Mutex::new(Learnt::load(&data_dir));
         let (changed, expected) = (Arc::default(), std::sync::Mutex::default());
         let unforeseen = tokio::sync::Notify::new();
         let (refused, outcomes, misplaced) = Default::default();
-        Self { learnt, changed, unforeseen, bytes, data_dir, refused, outcomes, misplaced, expected }
+        Self { learnt, changed, unforeseen, bytes, forks, data_dir, refused, outcomes, misplaced, expected }
     }
 
     pub(crate) fn learnt(&self) -> std::sync::MutexGuard<'_, Learnt> {
@@ -147,7 +149,7 @@ impl Planner {
     /// What nodes turned out to be, with those that run.
     fn outcomes(&self, running: &[Arc<Zygote>], costs: &Costs) -> BTreeMap<NodeSpec, Outcome> {
         let mut outcomes = lock(&self.outcomes);
-        for zygote in running.iter().filter(|zygote| !zygote.spec.is_root()) {
+        for zygote in running {
             let outcome = Outcome { modules: zygote.modules.clone(), extra: zygote.extra(costs) };
             outcomes.insert(zygote.spec.clone(), outcome);
         }
@@ -283,16 +285,20 @@ impl Engine {
             }
             *known = refused;
         }
-        let budget = Budget { bytes: self.planner.bytes, nodes: NODES };
+        let budget = Budget { bytes: self.planner.bytes, nodes: NODES, forks: self.planner.forks };
         let costs = self.planner.costs();
-        let runs: BTreeSet<NodeSpec> = running.iter().map(|zygote| zygote.spec.clone()).collect();
+        let mut runs = BTreeMap::<NodeSpec, f64>::new();
+        for zygote in &running {
+            *runs.entry(zygote.spec.clone()).or_default() += zygote.recent();
+        }
         let outcomes = self.planner.outcomes(&running, &costs);
         let planned = tokio::task::spawn_blocking(move || {
             let grown: Vec<Grown<'_>> = outcomes
                 .iter()
                 .map(|(spec, outcome)| Grown {
                     extra: outcome.extra,
-                    runs: runs.contains(spec),
+                    recent: runs.get(spec).copied().unwrap_or(0.0),
+                    runs: runs.contains_key(spec),
                     ..Grown::new(spec, &outcome.modules)
                 })
                 .collect();

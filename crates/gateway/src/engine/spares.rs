@@ -54,7 +54,7 @@ impl Default for Arrivals {
 impl Zygote {
     /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next. Asked more often than each
     /// second, it tells what it told last.
-    fn recent(&self) -> f64 {
+    pub(super) fn recent(&self) -> f64 {
         let mut arrivals = lock(&self.arrivals);
         let passed = arrivals.looked.elapsed().as_secs_f64();
         if passed >= 0.9 {

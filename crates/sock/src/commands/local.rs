@@ -21,6 +21,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         python,
         zygote_memory,
         spare_memory,
+        zygote_forks,
         idle_memory,
         log_format,
         id_range,
@@ -40,6 +41,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         },
         zygote_memory_mb: zygote_memory,
         spare_memory_mb: spare_memory,
+        zygote_forks,
         idle_memory_mb: idle_memory,
         ids: id_range,
     })?;

@@ -7,10 +7,6 @@ use super::{BASE_BYTES, Budget, Plan, Planned};
 /// would take turns as rates go up and down, and each turn costs the import of one.
 const BONUS: f64 = 1.25;
 
-/// Forks a second that one process is trusted with: a fork of a large one takes up to two milliseconds, in which it does
-/// nothing else, and at less than half of that load it is seldom waited for.
-const FORKS_PER_SECOND: f64 = 200.0;
-
 /// A tree while it grows.
 pub(super) struct Tree<'a> {
     problem: &'a Problem<'a>,
@@ -172,7 +168,7 @@ impl<'a> Tree<'a> {
                 replicas: 1,
                 serves,
             });
-            forks.push(served.iter().map(rate).sum());
+            forks.push(served.iter().map(rate).sum::<f64>().max(candidate.recent));
         }
         self.replicate(&mut nodes, &forks);
         Plan { nodes }
@@ -184,7 +180,7 @@ impl<'a> Tree<'a> {
         let mut busiest: Vec<usize> = (0..nodes.len()).collect();
         busiest.sort_by(|a, b| forks[*b].total_cmp(&forks[*a]).then(a.cmp(b)));
         for index in busiest {
-            let wanted = (forks[index] / FORKS_PER_SECOND).ceil() as u64;
+            let wanted = (forks[index] / f64::from(self.budget.forks.max(1))).ceil() as u64;
             let more = wanted.saturating_sub(1).min(places as u64).min(room / nodes[index].bytes.max(1));
             nodes[index].replicas += more as u32;
             places -= more as usize;

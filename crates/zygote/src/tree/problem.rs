@@ -34,6 +34,8 @@ pub(super) struct Candidate {
     pub(super) cost: Cost,
     /// Memory that it has beside its modules', bytes.
     pub(super) extra: f64,
+    /// Forks a second that it was asked for of late.
+    pub(super) recent: f64,
     /// For each want (by its place here) that it may serve and saves something: microseconds.
     pub(super) saves: Vec<(usize, f64)>,
     /// Candidates that it could be forked from, the best first.
@@ -142,14 +144,16 @@ impl<'a> Problem<'a> {
         let candidate = |((_, _, lock, modules), spec): (Use, NodeSpec)| {
             let costs = modules.iter().map(|group| self.groups[group].cost);
             let cost = costs.fold(Cost::default(), Cost::plus);
-            let (exists, extra) =
-                existing.get(&spec).map_or((false, 0.0), |(grown, _)| (grown.runs, grown.extra));
+            let known = existing.get(&spec).map(|(grown, _)| *grown);
+            let exists = known.is_some_and(|known| known.runs);
+            let (extra, recent) = known.map_or((0.0, 0.0), |known| (known.extra, known.recent));
             let saves = Vec::new();
             Candidate {
                 spec,
                 exists,
                 cost,
                 extra,
+                recent,
                 saves,
                 above: Vec::new(),
                 below: Vec::new(),
@@ -297,10 +301,11 @@ fn in_order(wants: &[Want]) -> Vec<(usize, &Want)> {
 fn useful<'a>(existing: &[Grown<'a>], wants: &[(usize, &Want)]) -> BTreeMap<&'a NodeSpec, Grown<'a>> {
     let mut useful = BTreeMap::<&NodeSpec, Grown<'_>>::new();
     for grown in existing {
-        if !grown.spec.is_root() && wants.iter().any(|(_, want)| grown.spec.may_serve(want)) {
+        if wants.iter().any(|(_, want)| grown.spec.may_serve(want)) {
             let known = useful.entry(grown.spec).or_insert(*grown);
             known.modules = known.modules.max(grown.modules);
             known.extra = known.extra.max(grown.extra);
+            known.recent = known.recent.max(grown.recent);
             known.runs |= grown.runs;
         }
     }

@@ -75,7 +75,7 @@ fn costs() -> impl Strategy<Value = Costs> {
 }
 
 fn budget() -> impl Strategy<Value = Budget> {
-    (0..1_000_000_000u64, 0..12usize).prop_map(|(bytes, nodes)| Budget { bytes, nodes })
+    (0..1_000_000_000u64, 0..12usize).prop_map(|(bytes, nodes)| Budget { bytes, nodes, ..Budget::default() })
 }
 
 /// A node that exists.
@@ -187,7 +187,7 @@ proptest! {
 
     #[test]
     fn never_worse_than_the_roots((wants, existing) in wants(), costs in costs(), budget in budget()) {
-        let roots = plan(&wants, &costs, Budget { bytes: 0, nodes: 0 }, &grown(&existing));
+        let roots = plan(&wants, &costs, Budget { bytes: 0, nodes: 0, ..Budget::default() }, &grown(&existing));
         prop_assert!(roots.nodes.iter().all(|node| node.spec.is_root()));
         let [roots, tree] = [roots, plan(&wants, &costs, budget, &grown(&existing))].map(|plan| spent(&plan, &wants, &costs));
         prop_assert!(tree <= roots * (1.0 + 1e-9), "{tree} > {roots}");
@@ -322,7 +322,7 @@ proptest! {
 fn what_has_more_than_it_says_counts_with_what_it_has() {
     let wants = [want_of(&[("a", 0)], 1.0)];
     let costs = costs_of(&[("a", LARGE)]);
-    let budget = Budget { bytes: 200_000_000, nodes: 10 };
+    let budget = Budget { bytes: 200_000_000, nodes: 10, ..Budget::default() };
     let first = plan(&wants, &costs, budget, &[]);
     assert_eq!(first.nodes.len(), 2);
     let with = |extra, runs| {
@@ -340,7 +340,7 @@ fn what_has_more_than_it_says_counts_with_what_it_has() {
 fn two_functions_share_what_they_have_in_common() {
     let wants = [want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("a", 0), ("c", 0)], 1.0)];
     let costs = costs_of(&[("a", LARGE), ("b", LARGE), ("c", LARGE)]);
-    let tree = plan(&wants, &costs, Budget { bytes: 200_000_000, nodes: 10 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 200_000_000, nodes: 10, ..Budget::default() }, &[]);
     let locks: Vec<Vec<&str>> =
         tree.nodes.iter().map(|node| node.spec.lock.keys().map(String::as_str).collect()).collect();
     assert_eq!(locks, [vec![], vec!["a"], vec!["a", "b"], vec!["a", "c"]]);
@@ -349,7 +349,7 @@ fn two_functions_share_what_they_have_in_common() {
         [None, Some(0), Some(1), Some(1)]
     );
     // With room for one, the common one: it saves half of both.
-    let tree = plan(&wants, &costs, Budget { bytes: 50_000_000, nodes: 10 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 50_000_000, nodes: 10, ..Budget::default() }, &[]);
     assert_eq!(tree.nodes[1].serves, [0, 1]);
 }
 
@@ -359,7 +359,7 @@ fn what_is_in_common_has_all_that_it_imports_from() {
         [want_of(&[("a", 0), ("b", 0), ("c", 0)], 1.0), want_of(&[("a", 0), ("b", 1), ("c", 0)], 1.0)];
     wants[0].requires.insert("a".into(), ["b".to_owned()].into());
     let costs = costs_of(&[("a", LARGE), ("b", LARGE), ("c", LARGE)]);
-    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10, ..Budget::default() }, &[]);
     let common = tree.nodes.iter().find(|node| node.spec.lock.len() == 1).unwrap();
     assert!(common.spec.lock.contains_key("c"));
     assert!(common.spec.imports.iter().all(|import| ["c", "json"].contains(&import.module.as_str())));
@@ -370,7 +370,9 @@ fn tenants_share_the_standard_library_only() {
     let mut wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 0)], 1.0)];
     wants[0].tenant = Some("one".into());
     wants[1].tenant = Some("two".into());
-    let tree = |bytes| plan(&wants, &costs_of(&[("a", LARGE)]), Budget { bytes, nodes: 10 }, &[]);
+    let tree = |bytes| {
+        plan(&wants, &costs_of(&[("a", LARGE)]), Budget { bytes, nodes: 10, ..Budget::default() }, &[])
+    };
     for node in &tree(1 << 30).nodes {
         assert!(node.spec.lock.is_empty() || node.serves.len() == 1);
         assert_eq!(node.spec.lock.is_empty(), node.spec.tenant.is_none());
@@ -382,14 +384,22 @@ fn tenants_share_the_standard_library_only() {
 #[test]
 fn another_version_is_another_module() {
     let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 1)], 1.0)];
-    let tree = plan(&wants, &costs_of(&[("a", LARGE)]), Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let tree = plan(
+        &wants,
+        &costs_of(&[("a", LARGE)]),
+        Budget { bytes: 1 << 30, nodes: 10, ..Budget::default() },
+        &[],
+    );
     assert!(tree.nodes.iter().all(|node| node.spec.lock.is_empty() || node.serves.len() == 1));
 }
 
 #[test]
 fn a_node_that_exists_is_not_given_up_for_one_that_is_hardly_better() {
     let wants = |rate| [want_of(&[("a", 0)], 1.0), want_of(&[("b", 0)], rate)];
-    let (costs, budget) = (costs_of(&[("a", LARGE), ("b", LARGE)]), Budget { bytes: 45_000_000, nodes: 1 });
+    let (costs, budget) = (
+        costs_of(&[("a", LARGE), ("b", LARGE)]),
+        Budget { bytes: 45_000_000, nodes: 1, ..Budget::default() },
+    );
     let first = plan(&wants(0.9), &costs, budget, &[]);
     assert!(first.nodes[1].spec.lock.contains_key("a"));
     let existing = existing(&first);
@@ -400,7 +410,8 @@ fn a_node_that_exists_is_not_given_up_for_one_that_is_hardly_better() {
 #[test]
 fn a_node_is_worth_what_it_really_imported() {
     let wants = [want_of(&[("a", 0)], 1.0)];
-    let (costs, budget) = (costs_of(&[("a", LARGE)]), Budget { bytes: 1 << 30, nodes: 10 });
+    let (costs, budget) =
+        (costs_of(&[("a", LARGE)]), Budget { bytes: 1 << 30, nodes: 10, ..Budget::default() });
     let mut existing = existing(&plan(&wants, &costs, budget, &[]));
     assert_eq!(plan(&wants, &costs, budget, &grown(&existing)).nodes[1].bytes, 42_100_000);
     existing[1].1.retain(|module| module.origin.is_none());
@@ -413,7 +424,7 @@ fn what_serves_nobody_any_more_is_taken_out() {
     let small = Cost { micros: 1e6, bytes: 1e3 };
     let costs = costs_of(&[("a", small), ("b", LARGE), ("c", LARGE)]);
     let served = |bytes| {
-        let tree = plan(&wants, &costs, Budget { bytes, nodes: 10 }, &[]);
+        let tree = plan(&wants, &costs, Budget { bytes, nodes: 10, ..Budget::default() }, &[]);
         tree.nodes.into_iter().map(|node| node.serves).collect::<Vec<_>>()
     };
     assert_eq!(served(10_000_000), [vec![], vec![0, 1]]);
@@ -424,7 +435,7 @@ fn what_serves_nobody_any_more_is_taken_out() {
 fn where_places_are_short_each_has_to_save_much() {
     let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("b", 0)], 1.0)];
     let costs = costs_of(&[("a", LARGE), ("b", Cost { micros: 2e4, bytes: 1e3 })]);
-    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 1 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 1, ..Budget::default() }, &[]);
     assert_eq!(tree.nodes[1].serves, [0]);
 }
 
@@ -432,7 +443,7 @@ fn where_places_are_short_each_has_to_save_much() {
 fn among_equals_the_smaller_node_serves() {
     let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("b", 0)], 0.0)];
     let costs = costs_of(&[("a", LARGE), ("b", LARGE)]);
-    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10, ..Budget::default() }, &[]);
     let nodes: Vec<_> = tree.nodes.iter().map(|node| Grown::new(&node.spec, &node.modules)).collect();
     // A function that has both and imports one.
     let mut want = wants[1].clone();
@@ -442,7 +453,7 @@ fn among_equals_the_smaller_node_serves() {
         assert_eq!(nodes[best].spec.lock.keys().collect::<Vec<_>>(), ["a"]);
     }
     let wants = [&wants[..], &[want]].concat();
-    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 10, ..Budget::default() }, &[]);
     let serving = tree.nodes.iter().find(|node| node.serves.contains(&3)).unwrap();
     assert_eq!(serving.spec.lock.keys().collect::<Vec<_>>(), ["a"]);
 }
@@ -456,7 +467,7 @@ fn of_two_that_save_the_same_the_smaller_one_serves() {
         let mut third = want_of(&[("a", 0), ("b", 0), ("c", 0)], 0.0);
         third.modules = want_of(&[("a", 0)], 0.0).modules;
         let wants = [want_of(&[("a", 0), ("b", 0)], 1.0), want_of(&[("a", 0), ("c", 0)], 1.0), third];
-        let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 2 }, &[]);
+        let tree = plan(&wants, &costs, Budget { bytes: 1 << 30, nodes: 2, ..Budget::default() }, &[]);
         let serving = tree.nodes.iter().find(|node| node.serves.contains(&2)).unwrap();
         assert_eq!(serving.spec.lock.keys().collect::<Vec<_>>(), ["a", light]);
     }
@@ -466,8 +477,11 @@ fn of_two_that_save_the_same_the_smaller_one_serves() {
 fn of_two_that_are_worth_the_same_it_is_always_the_same_one() {
     let wants = [want_of(&[("a", 0)], 1.0), want_of(&[("b", 0)], 1.0)];
     let costs = costs_of(&[("a", LARGE), ("b", LARGE)]);
-    let chosen =
-        |wants: &[Want]| plan(wants, &costs, Budget { bytes: 1 << 30, nodes: 1 }, &[]).nodes[1].spec.clone();
+    let chosen = |wants: &[Want]| {
+        plan(wants, &costs, Budget { bytes: 1 << 30, nodes: 1, ..Budget::default() }, &[]).nodes[1]
+            .spec
+            .clone()
+    };
     let back = [wants[1].clone(), wants[0].clone()];
     assert_eq!(chosen(&wants), chosen(&back));
 }
@@ -493,8 +507,12 @@ fn a_new_observation_counts_less_than_all_before() {
 
 #[test]
 fn what_was_just_deployed_has_a_node_where_there_is_room() {
-    let tree =
-        plan(&[want_of(&[("a", 0)], 0.0)], &Costs::default(), Budget { bytes: 1 << 30, nodes: 10 }, &[]);
+    let tree = plan(
+        &[want_of(&[("a", 0)], 0.0)],
+        &Costs::default(),
+        Budget { bytes: 1 << 30, nodes: 10, ..Budget::default() },
+        &[],
+    );
     assert_eq!(tree.nodes.last().unwrap().serves, [0]);
     assert!(!tree.nodes.last().unwrap().spec.is_root());
 }
@@ -502,7 +520,7 @@ fn what_was_just_deployed_has_a_node_where_there_is_room() {
 #[test]
 fn a_rate_that_is_none_takes_no_place_from_others() {
     let wants = [want_of(&[("a", 0)], f64::NAN), want_of(&[("b", 0)], 1.0)];
-    let budget = Budget { bytes: 45_000_000, nodes: 1 };
+    let budget = Budget { bytes: 45_000_000, nodes: 1, ..Budget::default() };
     let tree = plan(&wants, &costs_of(&[("a", LARGE), ("b", LARGE)]), budget, &[]);
     assert_eq!(tree.nodes[1].serves, [1]);
 }
@@ -510,9 +528,19 @@ fn a_rate_that_is_none_takes_no_place_from_others() {
 #[test]
 fn a_hot_node_has_several_processes() {
     let wants = [want_of(&[("a", 0)], 500.0)];
-    let budget = |nodes| Budget { bytes: 1 << 30, nodes };
+    let budget = |nodes| Budget { bytes: 1 << 30, nodes, ..Budget::default() };
     let replicas = |nodes| plan(&wants, &Costs::default(), budget(nodes), &[]).nodes.last().unwrap().replicas;
     assert_eq!([replicas(10), replicas(2)], [3, 2]);
+    // A mean of ten minutes knows little of what goes on now.
+    let slow = [want_of(&[("a", 0)], 1.0)];
+    let first = plan(&slow, &Costs::default(), budget(10), &[]);
+    let [root, node] = [&first.nodes[0], &first.nodes[1]].map(|node| Grown::new(&node.spec, &node.modules));
+    let now = |root_now, node_now| {
+        let grown = [Grown { recent: root_now, ..root }, Grown { recent: node_now, ..node }];
+        let plan = plan(&slow, &Costs::default(), Budget { forks: 100, ..budget(10) }, &grown);
+        plan.nodes.iter().map(|node| node.replicas).collect::<Vec<_>>()
+    };
+    assert_eq!([now(0.0, 250.0), now(150.0, 0.0)], [[1, 3], [2, 1]]);
 }
 
 #[test]
@@ -628,7 +656,7 @@ fn many() -> (Vec<Want>, Costs) {
 fn three_hundred_wants_are_planned_in_time() {
     let (wants, costs) = many();
     let begin = std::time::Instant::now();
-    let tree = plan(&wants, &costs, Budget { bytes: 8 << 30, nodes: 64 }, &[]);
+    let tree = plan(&wants, &costs, Budget { bytes: 8 << 30, nodes: 64, ..Budget::default() }, &[]);
     let took = begin.elapsed();
     assert!(tree.nodes.len() > 1);
     // A wall clock on a machine that others use: the bound for builds without optimisation only finds the wrong exponent.

@@ -181,7 +181,8 @@ fn a_command_that_needs_too_much_memory_is_told_from_others() {
     assert_eq!(run("512", &["python3", "-c", takes]), (Some(0), "got it\n".into(), String::new()));
     assert_eq!(run("64", &["sh", "-c", "kill -KILL $$"]), (Some(137), String::new(), String::new()));
     let (code, ..) = run("16", &["sh", "-c", "head -c 32m /dev/zero > /tmp/file"]);
-    assert_eq!(code, Some(1), "there is more room in /tmp than memory");
+    // It is full, or where files count as memory there is none for it.
+    assert!([Some(1), Some(137)].contains(&code), "there is more room in /tmp than memory: {code:?}");
 }
 
 /// As env(1) and shells have it, so that it is not taken for the command's own.

@@ -21,9 +21,13 @@ fn memory(processes: &[&Process]) -> [u64; 2] {
     processes.iter().map(of).fold([0, 0], |all, one| [all[0] + one[0], all[1] + one[1]])
 }
 
-/// What processes share is told of when one of them was looked at, and others end.
 fn is_about(told: u64, is: u64) -> bool {
     told.abs_diff(is) <= is / 10 + (300 << 10)
+}
+
+/// A share is larger when fewer processes have the pages, as when they were looked at.
+fn is_about_a_share(told: u64, is: u64) -> bool {
+    told.abs_diff(is) <= is / 3
 }
 
 fn sum(list: &Value, field: &str) -> u64 {
@@ -71,7 +75,8 @@ fn memory_is_told_as_the_kernel_has_it() {
         ("private memory of spares", sum(&report["nodes"], "spare_bytes"), memory(&spares)[0]),
         ("private memory of first processes", report["init_bytes"].as_u64().unwrap(), memory(&firsts)[0]),
     ] {
-        assert!(is > 0 && is_about(told, is), "{what}: {told} told, {is} seen");
+        let agrees = if what.starts_with("proportional") { is_about_a_share } else { is_about };
+        assert!(is > 0 && agrees(told, is), "{what}: {told} told, {is} seen");
     }
     for (of, is) in [
         ("idle-instances", private),

@@ -364,6 +364,27 @@ fn little_memory_has_fewer_nodes_than_functions_and_all_of_them_answer() {
     assert!(grove.server.stop());
 }
 
+#[test]
+fn a_node_that_is_asked_for_much_has_several_processes_and_all_of_them_fork() {
+    let grove = Grove::with(&["--zygote-forks", "2", "--spare-memory", "0"]);
+    grove.weights(&["trunk"], 4);
+    grove.deploy_user("hot", &["trunk"], &["--single-use"]);
+    let forks = || {
+        let nodes = nodes(&grove.server);
+        let of = nodes.iter().filter(|node| packages(node).contains("trunk"));
+        of.map(|node| node["forks"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let begun = Instant::now();
+    while forks().iter().filter(|count| **count > 1).count() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", forks());
+        grove.uses("hot", &["trunk"]);
+    }
+    assert!(grove.zygotes(&["trunk"]).len() > 1);
+    // Nobody asks any more: one is enough.
+    grove.server.wait_until(forks, |forks| forks.len() == 1);
+    assert!(grove.server.stop());
+}
+
 /// It grows behind requests' backs: by a deployment, and when a node has died.
 #[test]
 fn a_node_that_takes_its_time_keeps_nobody_waiting() {

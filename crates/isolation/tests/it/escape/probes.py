@@ -316,7 +316,9 @@ def read_memory():
     call("process_vm_readv", 1, 0, 0, 0, 0, 0)
 
 def memory_of_a_neighbour():
-    call("process_vm_readv", int(os.environ["NEIGHBOUR"]), 0, 0, 0, 0, 0)
+    one = ctypes.create_string_buffer(1)
+    vector = ctypes.create_string_buffer(struct.pack("PN", ctypes.addressof(one), 1))
+    call("process_vm_readv", int(os.environ["NEIGHBOUR"]), vector, 1, vector, 1, 0)
 
 def steal_descriptor():
     call("pidfd_getfd", call("pidfd_open", 1, 0), 0, 0)
