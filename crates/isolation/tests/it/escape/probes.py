@@ -35,7 +35,9 @@ NUMBERS = {
 
 
 def call(name, *arguments):
-    result = libc.syscall(ctypes.c_long(NUMBERS[name]), *arguments)
+    # All of a register each: what goes by the stack has no upper half else.
+    whole = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result = libc.syscall(ctypes.c_long(NUMBERS[name]), *whole)
     if result < 0:
         raise OSError(ctypes.get_errno(), name)
     return result
