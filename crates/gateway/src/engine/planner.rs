@@ -289,7 +289,7 @@ impl Engine {
         let costs = self.planner.costs();
         let mut runs = BTreeMap::<NodeSpec, f64>::new();
         for zygote in &running {
-            *runs.entry(zygote.spec.clone()).or_default() += zygote.recent();
+            *runs.entry(zygote.spec.clone()).or_default() += zygote.lasting();
         }
         let outcomes = self.planner.outcomes(&running, &costs);
         let planned = tokio::task::spawn_blocking(move || {

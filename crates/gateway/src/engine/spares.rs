@@ -3,13 +3,13 @@
 //! The formulas are `sock_zygote::tree`'s. What they are told is looked at each second: how many instances each zygote was asked for, and of
 //! each function how many at once, how many invocations wait, and which instances would answer.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sock_isolation::launcher::wire::{MAX_SPARES, ZygoteId};
-use sock_zygote::tree;
+use sock_isolation::launcher::wire::MAX_SPARES;
+use sock_zygote::tree::{self, NodeSpec};
 
 use super::places::Places;
 use super::zygotes::Zygote;
@@ -37,34 +37,50 @@ const MOST_SLOTS: u32 = 64;
 /// What arrives within this long is one burst.
 const BURST: Duration = Duration::from_secs(1);
 
-/// How often a zygote was asked for an instance in the last seconds.
+/// How often a zygote was asked for an instance lately.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     looked: Instant,
     forks: u64,
-    rate: f64,
+    /// A second: with the last seconds' weight, and with the last minute's.
+    rates: [f64; 2],
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self { looked: Instant::now(), forks: 0, rate: 0.0 }
+        Self { looked: Instant::now(), forks: 0, rates: [0.0; 2] }
     }
 }
 
+/// How long it takes until half of what was counts no more, seconds.
+const HALVES: [f64; 2] = [1.0, 30.0];
+
 impl Zygote {
-    /// Instances that it was asked for, a second: of the last seconds, of which each one counts half of the next. Asked more often than each
-    /// second, it tells what it told last.
-    pub(super) fn recent(&self) -> f64 {
+    /// Instances that it was asked for, a second: of the last seconds; and of the last minute, in which a burst is little. Asked more often
+    /// than each second, it tells what it told last.
+    fn rates(&self) -> [f64; 2] {
         let mut arrivals = lock(&self.arrivals);
         let passed = arrivals.looked.elapsed().as_secs_f64();
         if passed >= 0.9 {
             let forks = self.forks.load(Ordering::Relaxed);
             let now = (forks - arrivals.forks) as f64 / passed;
-            let weight = 0.5f64.powf(passed);
-            let rate = arrivals.rate * weight + now * (1.0 - weight);
-            *arrivals = Arrivals { looked: Instant::now(), forks, rate };
+            let mut rates = arrivals.rates;
+            for (rate, half) in rates.iter_mut().zip(HALVES) {
+                let weight = 0.5f64.powf(passed / half);
+                *rate = *rate * weight + now * (1.0 - weight);
+            }
+            *arrivals = Arrivals { looked: Instant::now(), forks, rates };
         }
-        arrivals.rate
+        arrivals.rates
+    }
+
+    fn recent(&self) -> f64 {
+        self.rates()[0]
+    }
+
+    /// What another process beside it would be for: it has to be imported, and have spares of its own.
+    pub(super) fn lasting(&self) -> f64 {
+        self.rates()[1]
     }
 }
 
@@ -142,10 +158,14 @@ impl Engine {
     /// Has as many spares kept of each zygote as arrivals ask for: those that the plan expects, or those of the last seconds, or the last
     /// bursts of the functions that it serves.
     pub(crate) fn keep_spares(&self) {
-        let bursts = self.bursts_by_zygote();
+        let bursts = self.bursts_by_node();
         let zygotes = self.zygotes.running();
-        let asked: Vec<f64> =
-            zygotes.iter().map(|zygote| bursts.get(&zygote.id).copied().unwrap_or(0.0)).collect();
+        // Each of a node's processes is asked for its part.
+        let share = |zygote: &Arc<Zygote>| {
+            let asked = bursts.get(&zygote.spec).copied().unwrap_or(0.0);
+            asked / self.zygotes.count(&zygote.spec).max(1) as f64
+        };
+        let asked: Vec<f64> = zygotes.iter().map(share).collect();
         let steady: Vec<f64> = zygotes
             .iter()
             .map(|zygote| {
@@ -168,8 +188,8 @@ impl Engine {
         }
     }
 
-    /// By the zygotes that serve them: new instances that functions would ask for, if their last bursts came again.
-    fn bursts_by_zygote(&self) -> HashMap<ZygoteId, f64> {
+    /// By the nodes that serve them: new instances that functions would ask for, if their last bursts came again.
+    fn bursts_by_node(&self) -> BTreeMap<NodeSpec, f64> {
         let places: HashMap<FunctionName, Arc<Places>> = lock(&self.places).clone();
         // Those of other functions wait for an instance that is there.
         let functions = lock(&self.functions);
@@ -183,7 +203,7 @@ impl Engine {
             .collect();
         drop(functions);
         let waiting = |name: &FunctionName| waiting.get(name).copied().unwrap_or(0);
-        let mut by_zygote = HashMap::new();
+        let mut by_node = BTreeMap::new();
         for (name, burst) in self.bursts.look(waiting) {
             let Some(prepared) = lock(&self.functions).by_name.get(&name).map(Arc::clone) else { continue };
             let Some(zygote) = self.choose(&prepared) else { continue };
@@ -191,9 +211,9 @@ impl Engine {
             let idle = lock(&self.idle).count_of(&prepared.function);
             let running = places.get(&name).map_or(0, |places| places.taken());
             let there = if prepared.function.single_use { idle } else { idle + running };
-            *by_zygote.entry(zygote.id).or_insert(0.0) += (burst - there as f64).max(0.0);
+            *by_node.entry(zygote.spec.clone()).or_insert(0.0) += (burst - there as f64).max(0.0);
         }
-        by_zygote
+        by_node
     }
 }
 
