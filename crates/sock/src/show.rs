@@ -14,7 +14,7 @@ pub(crate) fn line(text: &str) {
     }
 }
 
-/// As `println!`, by [`line`].
+/// As `println!`, by [`line()`].
 #[macro_export]
 macro_rules! say {
     ($($part:tt)*) => {
