@@ -82,7 +82,7 @@ pub(crate) struct EngineOptions {
     pub(crate) interpreters: Vec<sock_pkgcache::Interpreter>,
     /// Memory that zygotes may take, bytes.
     pub(crate) zygote_bytes: u64,
-    /// Memory that spares for bursts may take, bytes.
+    /// Memory that may be taken by what is forked ahead of need, bytes; 0: nothing is.
     pub(crate) spare_bytes: u64,
     /// New instances a second that one zygote is trusted with.
     pub(crate) zygote_forks: u32,

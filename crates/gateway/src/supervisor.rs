@@ -55,7 +55,7 @@ pub struct ServeOptions {
     pub log_format: LogFormat,
     /// Memory that zygotes may take, MiB; nothing: a quarter of the machine's.
     pub zygote_memory_mb: Option<u64>,
-    /// Memory that spares for bursts may take, MiB; nothing: a quarter of the zygotes'.
+    /// Memory that may be taken by what is forked ahead of need, MiB, 0: nothing is; none: a quarter of the zygotes'.
     pub spare_memory_mb: Option<u64>,
     /// New instances a second that one zygote is trusted with; none: 200.
     pub zygote_forks: Option<u32>,

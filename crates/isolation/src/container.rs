@@ -146,7 +146,8 @@ struct Inner {
 struct Given {
     group: Group,
     init: Pid,
-    watched: Watched,
+    /// Where no controller keeps the limit of memory.
+    watched: Option<Watched>,
     out_of_memory: bool,
 }
 
@@ -210,7 +211,7 @@ impl Workshop {
             }
         };
         let group = slot.ground.group.clone();
-        let watched = Watched::new(&group);
+        let watched = (!inner.host.has_controller("memory")).then(|| Watched::new(&group));
         let given = Given { group, init: slot.made.init, watched, out_of_memory: false };
         inner.given.insert(slot.ground.number, given);
         drop(inner);
@@ -283,7 +284,8 @@ impl Inner {
         self.looked = Instant::now();
         let bound = Bound { memory: self.spec.limits.memory, inherited: 0 };
         for given in self.given.values_mut() {
-            if given.watched.is_over(&given.group, given.init, bound) {
+            let Some(watched) = &mut given.watched else { continue };
+            if watched.is_over(&given.group, given.init, bound) {
                 given.out_of_memory = true;
                 // One that is gone needs no end.
                 let _ = given.group.kill();

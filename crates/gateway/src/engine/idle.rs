@@ -166,9 +166,8 @@ impl Idle {
     }
 
     /// Of each function.
-    pub(super) fn by_function(&self) -> Vec<FunctionReport> {
-        let of = |(name, all): (&FunctionName, &VecDeque<Instance>)| FunctionReport {
-            name: name.to_string(),
+    pub(super) fn by_function(&self) -> Vec<(FunctionName, FunctionReport)> {
+        let of = |all: &VecDeque<Instance>| FunctionReport {
             idle: all.len(),
             frozen: all.iter().filter(|instance| instance.is_frozen()).count(),
             private_bytes: all.iter().map(bytes).sum(),
@@ -176,7 +175,7 @@ impl Idle {
             unseen: all.iter().filter(|instance| instance.seen.is_none()).count(),
             ..FunctionReport::default()
         };
-        self.by_function.iter().map(of).collect()
+        self.by_function.iter().map(|(name, all)| (name.clone(), of(all))).collect()
     }
 }
 

@@ -76,10 +76,10 @@ impl Engine {
         // One lock after the other: who tidies holds that of the idle ones and takes this one.
         let idle = lock(&self.idle).by_function();
         let learnt = self.planner.learnt();
-        let functions = idle.into_iter().map(|report| {
-            let of = learnt.functions.iter().find(|(name, _)| name.to_string() == report.name);
-            let of = of.map(|(_, of)| of.clone()).unwrap_or_default();
+        let functions = idle.into_iter().map(|(name, report)| {
+            let of = learnt.functions.get(&name).cloned().unwrap_or_default();
             FunctionReport {
+                name: name.to_string(),
                 invocations_per_second: of.invocations.at(now()),
                 starts_per_second: of.starts.at(now()),
                 start_us: of.start_us,
