@@ -27,6 +27,8 @@ pub struct GatewayConfig {
     pub interpreters: Vec<Interpreter>,
     /// Installs packages.
     pub packages: Arc<dyn Packages>,
+    /// Whether functions may have containers of the profile `paper`, which see the host's network.
+    pub allow_paper: bool,
     /// Bounds.
     pub limits: GatewayLimits,
 }
@@ -106,6 +108,7 @@ impl GatewayConfig {
             realm: Realm::default(),
             interpreters,
             packages: Arc::new(packages),
+            allow_paper: false,
             limits: GatewayLimits::default(),
         })
     }

@@ -229,6 +229,7 @@ impl Engine {
         if let Some(prepared) = lock(&self.functions).by_name.get(&function.name)
             && prepared.function.revision == function.revision
             && prepared.function.fresh == function.fresh
+            && prepared.function.profile == function.profile
             && prepared.function.single_use == function.single_use
             && prepared.function.tenant == function.tenant
         {

@@ -78,6 +78,7 @@ async fn serve(
             Auth::Open => Auth::Keys(Keys::new(vec![key])),
         };
     }
+    config.allow_paper = options.allow_paper;
     if options.no_auth {
         config.auth = Auth::Open;
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
+use sock_isolation::Profile;
 use sock_pkgcache::View;
 
 use crate::names::FunctionName;
@@ -50,6 +51,8 @@ pub struct Function {
     pub view: Option<View>,
     /// Whether its instances are interpreters of their own, never forked from a zygote.
     pub fresh: bool,
+    /// How much may be done in its containers. Other than [`Profile::Lean`], none is forked from a zygote: `fresh` is set.
+    pub profile: Profile,
     /// Whether each invocation gets an instance of its own.
     pub single_use: bool,
     /// Whose it is: with functions of others it shares no process that has imported third-party code.

@@ -49,6 +49,8 @@ pub struct ServeOptions {
     pub find_links: Vec<String>,
     /// Refuse to start where the kernel does not keep memory, process and processor limits by cgroups.
     pub require_cgroup_limits: bool,
+    /// Let functions have containers of the profile `paper`, which see the host's network.
+    pub allow_paper: bool,
     /// Interpreters of the base, the first is the default. Empty: `/usr/bin/python3`.
     pub pythons: Vec<PathBuf>,
     /// How the log on standard error is written.
@@ -533,7 +535,7 @@ fn start_launcher(
         if host.removed() > 0 {
             eprintln!("sock: launcher: removed {} cgroups that an earlier server left", host.removed());
         }
-        let options = server::Options { data, tmp_bytes: TMP_BYTES };
+        let options = server::Options { data, tmp_bytes: TMP_BYTES, paper: options.allow_paper };
         match server::serve(host, options, socket) {
             Ok(()) => 0,
             Err(error) => {

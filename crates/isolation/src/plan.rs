@@ -337,6 +337,15 @@ impl std::str::FromStr for Profile {
 }
 
 impl Profile {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lean => "lean",
+            Self::Strict => "strict",
+            Self::Paper => "paper",
+        }
+    }
+
     /// What a command in it may be.
     pub fn role(self) -> Role {
         match self {
@@ -493,8 +502,11 @@ pub fn paper(spec: &SlotSpec, directories: &[String], root: &Path) -> Vec<Step> 
         },
         Step::Hostname { name: spec.hostname.clone() },
         Step::Chroot { root: root.to_owned() },
-        Step::DropBoundingSet,
     ]);
+    if spec.var {
+        steps.push(Step::AttachVar);
+    }
+    steps.push(Step::DropBoundingSet);
     steps
 }
 
@@ -579,8 +591,9 @@ mod tests {
         insta::assert_snapshot!("slot", lines(&slot(&spec)));
         let strict = SlotSpec { profile: Profile::Strict, var: false, ..spec.clone() };
         insta::assert_snapshot!("slot_strict", lines(&slot(&strict)));
-        let paper = paper(&strict, &["usr".into()], Path::new("/sock/paper/7"));
-        insta::assert_snapshot!("slot_paper", lines(&paper));
+        let root = Path::new("/sock/paper/7");
+        insta::assert_snapshot!("slot_paper", lines(&paper(&strict, &["usr".into()], root)));
+        insta::assert_snapshot!("slot_paper_of_a_function", lines(&paper(&spec, &["usr".into()], root)));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));
         insta::assert_snapshot!("allow_namespaces", lines(&allow_namespaces()));

@@ -111,7 +111,7 @@ fn start_launcher(data: &Path, ours: &OwnedFd, theirs: OwnedFd) -> Result<Child,
     template.files.extend(runtime::files());
     let work = data.join("mnt");
     let host = HostOptions { work, group: "sock-example".into(), template, ids: IdRange::default() };
-    let options = server::Options { data: data.to_owned(), tmp_bytes: 64 << 20 };
+    let options = server::Options { data: data.to_owned(), tmp_bytes: 64 << 20, paper: false };
     Ok(Child::fork_without(&[ours], move || {
         let host = Host::start(host).map_err(|error| error.to_string());
         match host.and_then(|host| server::serve(host, options, theirs).map_err(|error| error.to_string())) {

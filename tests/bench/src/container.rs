@@ -1,5 +1,6 @@
 //! What a lean container costs, beside a plain process and beside its peers.
 
+mod filters;
 mod peers;
 
 use std::ffi::CString;
@@ -39,7 +40,7 @@ const THROUGHPUT: Duration = Duration::from_secs(5);
 const SLEEPER: [&str; 3] = ["/bin/busybox", "sleep", "1000000"];
 
 /// What can be measured alone.
-pub(crate) const PARTS: [&str; 3] = ["latency", "throughput", "crowd"];
+pub(crate) const PARTS: [&str; 4] = ["latency", "throughput", "crowd", "filters"];
 
 /// Measures, prints, and tells whether every target was met.
 pub(crate) fn run(sock: &Path, part: Option<&str>) -> Result<bool> {
@@ -54,6 +55,7 @@ pub(crate) fn run(sock: &Path, part: Option<&str>) -> Result<bool> {
         met &= match one {
             "latency" => latency(work.path(), &peers::all(work.path(), sock)?)?,
             "throughput" => throughput(work.path())?,
+            "filters" => filters::run()?,
             _ => crowd(work.path())?,
         };
     }

@@ -42,7 +42,8 @@ def handler(event, context):
         "interfaces": [name for _, name in socket.if_nameindex()] if event.get("netlink") else
                       [line.split(":")[0].strip() for line in open("/proc/net/dev")][2:],
         "server": attempt(lambda: socket.create_connection(("127.0.0.1", port), 2)),
-        "abroad": attempt(lambda: socket.create_connection(("192.0.2.1", 9), 2)),
+        # With the host's network it would send something to somebody.
+        "abroad": "not tried" if event.get("network") else attempt(lambda: socket.create_connection(("192.0.2.1", 9), 2)),
         "writes": {path: attempt(lambda: write(path)) for path in
                    ("/tmp/x", "/x", "/etc/x", "/usr/x", "/var/x", "/var/task/x", "/packages/x", "/sock/x", "/dev/x", "/proc/sys/kernel/hostname")},
         "chroot": attempt(lambda: os.chroot("/tmp")),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use sock_fuzz::archive;
 use sock_isolation::launcher::wire::{self, Files, Part, Request, StartZygote};
-use sock_isolation::{Command, Limits, Role};
+use sock_isolation::{Command, Limits, Profile, Role};
 use sock_zygote::frames::{self, Kind};
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -141,8 +141,22 @@ fn requests() -> Seeds {
             "fork-of-nothing",
             asked(Request::Fork { zygote: 3, files: files(), limits: Limits { memory: 0, ..limits } }),
         ),
-        ("execute", asked(Request::Execute { files: files(), command: command(Role::Instance) })),
-        ("other-role", asked(Request::Execute { files: files(), command: command(Role::Zygote) })),
+        (
+            "execute",
+            asked(Request::Execute {
+                profile: Profile::Lean,
+                files: files(),
+                command: command(Role::Instance),
+            }),
+        ),
+        (
+            "other-role",
+            asked(Request::Execute {
+                profile: Profile::Lean,
+                files: files(),
+                command: command(Role::Zygote),
+            }),
+        ),
         ("check", asked(Request::Check { instance: 9 })),
         ("memory", asked(Request::Memory { of: Part::Instance(9) })),
         ("release", asked(Request::Release { instance: 1 })),

@@ -42,7 +42,9 @@ fn is_within_bounds(request: &Request) -> bool {
         Request::StartZygote(StartZygote { files, command, .. }) => {
             have_name(files) && is_command(command, Role::Zygote)
         }
-        Request::Execute { files, command } => have_name(files) && is_command(command, Role::Instance),
+        Request::Execute { profile, files, command } => {
+            have_name(files) && is_command(command, profile.role())
+        }
         Request::Fork { files, limits, .. } => have_name(files) && are_limits(limits),
         Request::Keep { spares, slots, .. } => *spares <= 1024 && *slots <= 64,
         Request::ForkZygote(ForkZygote { files, limits, .. }) => have_name(files) && are_limits(limits),

@@ -120,6 +120,13 @@ impl ApiError {
         Self::new(StatusCode::BAD_GATEWAY, "InvalidRuntimeException", Shape::Upper, message)
     }
 
+    /// A function of the profile `paper`, which only its operator can allow.
+    pub(super) fn paper() -> Self {
+        let message = "this server makes no containers of the profile paper, since what is in one sees the host's network: \
+            deploy with --profile lean or strict, or have its operator start it with --allow-paper";
+        Self::new(StatusCode::FORBIDDEN, "AccessDeniedException", Shape::Upper, message)
+    }
+
     /// The server stops.
     pub(super) fn unavailable(message: &str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", Shape::Upper, message)

@@ -105,7 +105,7 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
             "1 validation error detected: Value at 'role' failed to satisfy constraint: Member must not be null",
         ));
     }
-    let tags = tags::checked(request.tags.unwrap_or_default())?;
+    let tags = tags::checked(request.tags.unwrap_or_default(), gateway.config.allow_paper)?;
     let code = keep(gateway, &request.code)?;
     let wanted = Deployment { revision: revision(), config, code, packages: None, marks: None, resumes: 0 };
     let record =
@@ -257,6 +257,7 @@ pub(super) async fn deploy_whole(call: &Call, function: &str, body: Body) -> Res
         if let Some(other) = marks.keys().find(|mark| !MARKS.contains(&mark.as_str())) {
             return Err(ApiError::invalid(format!("{other} is not one of {}", MARKS.join(", "))));
         }
+        tags::profile(&marks, gateway.config.allow_paper)?;
         updatable(&entry.record, None, &gateway)?;
         // Refused before anything is unpacked.
         let check: Settings = parse(&body.bytes)?;

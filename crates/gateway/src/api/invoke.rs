@@ -17,6 +17,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
+use sock_isolation::Profile;
 use tracing::{error, info};
 
 use super::error::ApiError;
@@ -153,6 +154,9 @@ fn live(call: &Call, entry: &Entry) -> Result<Arc<Function>, ApiError> {
             "The operation cannot be performed at this time. The function is currently in the following state: {state}"
         ))
     })?;
+    if live.profile == Profile::Paper && !call.gateway.config.allow_paper {
+        return Err(ApiError::paper());
+    }
     match interpreter(&call.gateway.config.interpreters, &live.runtime) {
         Some(_) => Ok(live),
         None => Err(ApiError::no_runtime(&live.runtime)),

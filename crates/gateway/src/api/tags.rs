@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
+use sock_isolation::Profile;
 
 use super::error::ApiError;
 use super::functions::{change, find, parse};
 use super::{Answer, Call, empty};
 use crate::http::body::Body;
+use crate::registry::record::TAG_PROFILE;
 
 const MAX_TAGS: usize = 50;
 
@@ -27,10 +29,11 @@ pub(super) fn list(call: &Call, arn: &str) -> Result<Answer, ApiError> {
 pub(super) async fn add(call: &Call, arn: &str, body: Body) -> Result<Answer, ApiError> {
     let name = find(call, arn)?.record.name.clone();
     let new: TagResource = parse(&body.bytes)?;
+    let allow_paper = call.gateway.config.allow_paper;
     change(call, name, move |record| {
         let mut tags = record.tags.clone();
         tags.extend(new.tags);
-        record.tags = checked(tags)?;
+        record.tags = checked(tags, allow_paper)?;
         Ok(())
     })
     .await?;
@@ -50,7 +53,10 @@ pub(super) async fn remove(call: &Call, arn: &str) -> Result<Answer, ApiError> {
 }
 
 /// Tags as they may be.
-pub(super) fn checked(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(super) fn checked(
+    tags: BTreeMap<String, String>,
+    allow_paper: bool,
+) -> Result<BTreeMap<String, String>, ApiError> {
     if tags.len() > MAX_TAGS {
         return Err(ApiError::invalid(format!("a function has at most {MAX_TAGS} tags")));
     }
@@ -60,5 +66,16 @@ pub(super) fn checked(tags: BTreeMap<String, String>) -> Result<BTreeMap<String,
     if tags.iter().any(too_long) {
         return Err(ApiError::invalid("a tag's key has 1 to 128 characters and its value at most 256"));
     }
+    profile(&tags, allow_paper)?;
     Ok(tags)
+}
+
+/// Refuses a profile that there is none of, or that functions of this server do not get.
+pub(super) fn profile(tags: &BTreeMap<String, String>, allow_paper: bool) -> Result<(), ApiError> {
+    let Some(name) = tags.get(TAG_PROFILE) else { return Ok(()) };
+    match name.parse() {
+        Ok(Profile::Paper) if !allow_paper => Err(ApiError::paper()),
+        Ok(Profile::Lean | Profile::Strict | Profile::Paper) => Ok(()),
+        Err(none) => Err(ApiError::invalid(format!("{TAG_PROFILE}: {none}"))),
+    }
 }

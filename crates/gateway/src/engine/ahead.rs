@@ -165,6 +165,8 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use sock_isolation::Profile;
+
     use super::*;
 
     fn function(name: &str) -> Function {
@@ -182,6 +184,7 @@ mod tests {
             code_dir: "code".into(),
             view: None,
             fresh: false,
+            profile: Profile::Lean,
             single_use: true,
             tenant: None,
             revision: String::new(),

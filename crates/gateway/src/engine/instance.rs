@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sock_isolation::Command;
 use sock_isolation::launcher::wire::{self, Files, InstanceId, Memory, Reply, Request};
-use sock_isolation::{Command, Role};
 use sock_zygote::frames::{self, Kind, Nonce, Ready};
 use sock_zygote::runtime::{self, Entry};
 
@@ -56,8 +56,9 @@ pub(super) struct Instance {
 impl Instance {
     /// Whether it is one of `function` as that is now. How it is marked changes without a new revision.
     pub(super) fn is_of(&self, function: &Function) -> bool {
-        let Function { revision, fresh, tenant, single_use, .. } = &*self.function;
-        (revision, fresh, tenant) == (&function.revision, &function.fresh, &function.tenant)
+        let Function { revision, fresh, profile, tenant, single_use, .. } = &*self.function;
+        (revision, fresh, profile, tenant)
+            == (&function.revision, &function.fresh, &function.profile, &function.tenant)
             && (*single_use == function.single_use || self.unused)
     }
 
@@ -250,11 +251,11 @@ impl Engine {
                     argv: self.python(function)?.argv(Entry::Instance),
                     env: runtime::environment(Entry::Instance),
                     directory: "/var/task".into(),
-                    role: Role::Instance,
+                    role: function.profile.role(),
                     limits,
                     memory_by_kernel: false,
                 };
-                Request::Execute { files, command }
+                Request::Execute { profile: function.profile, files, command }
             }
         };
         if let Some(zygote) = &zygote {

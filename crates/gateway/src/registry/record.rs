@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sock_isolation::Profile;
 use sock_pkgcache::{Lock, View};
 
 use crate::names::{FunctionName, LATEST, Realm};
@@ -15,6 +16,8 @@ use crate::runner::Function;
 
 /// With the value `true`: its instances are interpreters of their own, never forked from a zygote.
 pub(crate) const TAG_FRESH: &str = "sock:fresh";
+/// Its value is a [`Profile`]'s name.
+pub(crate) const TAG_PROFILE: &str = "sock:profile";
 /// With the value `true`: `POST /run/{name}` asks for no key.
 pub(crate) const TAG_PUBLIC: &str = "sock:public";
 /// With the value `true`: each invocation gets an instance of its own.
@@ -23,7 +26,7 @@ pub(crate) const TAG_SINGLE_USE: &str = "sock:single-use";
 pub(crate) const TAG_TENANT: &str = "sock:tenant";
 
 /// Tags that the server itself looks at.
-pub(crate) const MARKS: [&str; 4] = [TAG_FRESH, TAG_PUBLIC, TAG_SINGLE_USE, TAG_TENANT];
+pub(crate) const MARKS: [&str; 5] = [TAG_FRESH, TAG_PROFILE, TAG_PUBLIC, TAG_SINGLE_USE, TAG_TENANT];
 
 /// A function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +165,8 @@ impl Record {
         let Deployment { revision, config, code, packages, .. } = deployment;
         let marks = deployment.marks.as_ref().unwrap_or(&self.tags);
         let marked = |name: &str| marks.get(name).is_some_and(|value| value == "true");
+        // What is no profile's name was refused when it was to be set.
+        let profile = marks.get(TAG_PROFILE).and_then(|name| name.parse().ok()).unwrap_or_default();
         Function {
             name: self.name.clone(),
             arn: realm.arn(&self.name),
@@ -175,7 +180,8 @@ impl Record {
             code_sha256: code.sha256.clone(),
             code_dir: Path::new("code").join(&code.sha256),
             view: packages.as_ref().map(|installed| installed.view.clone()),
-            fresh: marked(TAG_FRESH),
+            fresh: marked(TAG_FRESH) || profile != Profile::Lean,
+            profile,
             single_use: marked(TAG_SINGLE_USE),
             tenant: marks.get(TAG_TENANT).filter(|tenant| !tenant.is_empty()).cloned(),
             revision: revision.clone(),

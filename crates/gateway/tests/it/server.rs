@@ -56,6 +56,7 @@ pub(crate) fn config(dir: &Path) -> GatewayConfig {
         auth: Auth::Keys(Keys::new(vec![key()])),
         realm: Realm::default(),
         interpreters: vec![python()],
+        allow_paper: false,
         packages: Arc::new(NoIndex),
         limits: GatewayLimits::default(),
     }

@@ -1,9 +1,10 @@
-//! Tags, and the two that are switches of the server.
+//! Tags, and those that are switches of the server.
 
 use serde_json::json;
+use sock_gateway::GatewayConfig;
 
 use crate::http::Request;
-use crate::server::{FUNCTIONS, Server};
+use crate::server::{FUNCTIONS, Server, config, creation};
 use crate::transcript::Transcript;
 
 const ARN: &str = "/2017-03-31/tags/arn:aws:lambda:us-east-1:000000000000:function:seen";
@@ -51,4 +52,38 @@ fn a_fresh_function_is_told_to_the_runner_at_once() {
     assert_eq!(server.invoke("seen", "1").json()["fresh"], false);
     assert_eq!(server.ask(tag(&json!({ "sock:fresh": "true" }))).status, 204);
     assert_eq!(server.invoke("seen", "1").json()["fresh"], true);
+}
+
+#[test]
+fn a_profile_is_one_that_there_is_and_other_than_lean_no_zygote_is_used() {
+    let server = Server::start();
+    server.deploy("seen", "app.seen");
+    let mut told = Transcript::new(&server);
+    told.ask("no profile", tag(&json!({ "sock:profile": "loose" })));
+    told.ask("the operator has not allowed it", tag(&json!({ "sock:profile": "paper" })));
+    told.check("profiles");
+    assert_eq!(server.invoke("seen", "1").json()["fresh"], false);
+    assert_eq!(server.ask(tag(&json!({ "sock:profile": "strict" }))).status, 204);
+    assert_eq!(server.invoke("seen", "1").json()["fresh"], true);
+    let mut new = creation("new", "app.seen");
+    new["Tags"] = json!({ "sock:profile": "paper" });
+    assert_eq!(server.ask(Request::new("POST", FUNCTIONS, new.to_string())).status, 403);
+    let whole = json!({ "Code": { "ZipFile": "" }, "Marks": { "sock:profile": "paper" } });
+    assert_eq!(server.ask(Request::new("PUT", "/deploy/seen", whole.to_string())).status, 403);
+}
+
+/// Nor by a function that was deployed when it was allowed.
+#[test]
+fn paper_is_refused_without_the_operators_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(GatewayConfig { allow_paper: true, ..config(dir.path()) });
+    server.deploy("seen", "app.seen");
+    assert_eq!(server.ask(tag(&json!({ "sock:profile": "paper" }))).status, 204);
+    assert_eq!(server.invoke("seen", "1").status, 200);
+    server.stop(|| ()).unwrap();
+    let server = Server::start_in(dir.path());
+    assert_eq!(server.invoke("seen", "1").status, 403);
+    assert_eq!(server.ask(Request::new("POST", "/run/seen", "1")).status, 403);
+    assert_eq!(server.ask(tag(&json!({ "sock:profile": "lean" }))).status, 204);
+    assert_eq!(server.invoke("seen", "1").status, 200);
 }

@@ -53,6 +53,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Size of every container's `/tmp`, bytes.
     pub tmp_bytes: u64,
+    /// Whether containers of the profile [`Profile::Paper`] are made: what is in one sees the host's network.
+    pub paper: bool,
 }
 
 /// Pools are refilled once nothing was asked for this long: on a small machine a fork or a new slot would compete with
@@ -361,7 +363,9 @@ impl Server {
             Request::StopZygote { zygote } => self.stop_zygote(zygote).map(done),
             Request::Keep { zygote, spares, slots } => self.keep(zygote, spares, slots).map(done),
             Request::Fork { zygote, files, limits } => self.fork(id, zygote, files, limits).map(later),
-            Request::Execute { files, command } => self.execute(id, &files, command).map(later),
+            Request::Execute { profile, files, command } => {
+                self.execute(id, profile, &files, command).map(later)
+            }
             Request::Check { instance } => {
                 let fds = self.check(instance)?;
                 self.answer(id, Ok(Reply::Done), fds.into());
@@ -409,14 +413,8 @@ impl Server {
         number
     }
 
-    fn spec(&self, nesting: Nesting) -> SlotSpec {
-        SlotSpec {
-            hostname: "sock".into(),
-            tmp_bytes: self.options.tmp_bytes,
-            var: true,
-            nesting,
-            profile: Profile::Lean,
-        }
+    fn spec(&self, nesting: Nesting, profile: Profile) -> SlotSpec {
+        SlotSpec { hostname: "sock".into(), tmp_bytes: self.options.tmp_bytes, var: true, nesting, profile }
     }
 
     fn instance(&mut self, instance: InstanceId) -> Result<&mut Instance, String> {

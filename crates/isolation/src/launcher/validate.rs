@@ -31,8 +31,8 @@ impl Request {
                 "{spares} spares and {slots} slots of a zygote; {MAX_SPARES} and {MAX_SLOTS} at most"
             )),
             Self::Fork { files: shown, limits, .. } => bounds(limits).and(files(shown)),
-            Self::Execute { files: shown, command: executed } => {
-                command(executed, Role::Instance).and(files(shown))
+            Self::Execute { profile, files: shown, command: executed } => {
+                command(executed, profile.role()).and(files(shown))
             }
             Self::Admit { .. }
             | Self::StopZygote { .. }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Limits, Usage};
 use crate::init::{Command, Exit};
+use crate::plan::Profile;
 use crate::sys;
 
 /// The longest request or reply, bytes.
@@ -119,6 +120,8 @@ pub enum Request {
     ///
     /// Its command gets as descriptors: 0 /dev/null, 1 and 2 the log, 3 its socket.
     Execute {
+        /// How much may be done in its container. [`Profile::Paper`] is refused where [`super::server::Options::paper`] does not allow it.
+        profile: Profile,
         /// What appears in its container.
         files: Files,
         /// What is executed.

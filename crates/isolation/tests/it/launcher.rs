@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags};
 use sock_isolation::launcher::wire::{self, Answer, Counts, Files, ForkZygote, Reply, Request, StartZygote};
 use sock_isolation::launcher::{server, socket_pair};
 use sock_isolation::process::Child;
-use sock_isolation::{Command, Exit, Host, HostOptions, IdRange, Limits, Role, Template, cgroup};
+use sock_isolation::{Command, Exit, Host, HostOptions, IdRange, Limits, Profile, Role, Template, cgroup};
 
 use crate::Test;
 
@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("launcher::what_fails_leaves_nothing", failures),
     ("launcher::a_message_that_is_no_request_is_refused", malformed),
     ("launcher::a_request_whose_slot_fails_is_answered_once", slot_fails),
+    ("launcher::a_command_is_what_its_profile_allows", profiles),
     ("launcher::an_instance_that_takes_too_much_memory_is_ended", instance_over),
     ("launcher::a_zygote_that_takes_too_much_memory_is_ended", zygote_over),
     ("launcher::a_zygote_holds_no_capability_and_gets_none", zygote_without_rights),
@@ -50,7 +51,7 @@ impl Launcher {
             template: Template::of_base(Path::new("/"))?,
             ids,
         };
-        let options = server::Options { data: data.path().to_owned(), tmp_bytes: 1 << 20 };
+        let options = server::Options { data: data.path().to_owned(), tmp_bytes: 1 << 20, paper: false };
         let (socket, theirs) = socket_pair()?;
         let child = Child::fork_without(&[&socket], move || {
             let host = Host::start(host).map_err(|error| error.to_string());
@@ -164,7 +165,11 @@ fn failures() -> Result<(), Failed> {
         assert!(refused.contains("start /no/such (execve)"), "{refused}");
         for task in ["no/such", "../mnt", "/etc"] {
             let files = Files { task: Some(task.into()), ..Files::default() };
-            let refused = launcher.refusal(Request::Execute { files, command: command(&["/bin/true"]) })?;
+            let refused = launcher.refusal(Request::Execute {
+                profile: Profile::Lean,
+                files,
+                command: command(&["/bin/true"]),
+            })?;
             assert!(refused.contains(task), "{refused}");
         }
     }
@@ -184,6 +189,22 @@ fn malformed() -> Result<(), Failed> {
     let refused = result.err().ok_or("it was granted")?;
     assert!(id == 77 && refused.contains("unknown variant `Reboot`"), "{refused}");
     assert_eq!(launcher.counts()?, Counts::default());
+    launcher.stop()
+}
+
+/// Paper only where whoever started the launcher said so.
+fn profiles() -> Result<(), Failed> {
+    let mut launcher = Launcher::start(IdRange::default())?;
+    let execute = |profile, role| Request::Execute {
+        profile,
+        files: Files::default(),
+        command: Command { role, ..command(&["/bin/true"]) },
+    };
+    let refused = launcher.refusal(execute(Profile::Strict, Role::Instance))?;
+    assert!(refused.contains("role Strict is expected"), "{refused}");
+    let refused = launcher.refusal(execute(Profile::Paper, Role::Instance))?;
+    assert!(refused.contains("paper are not allowed"), "{refused}");
+    assert!(matches!(launcher.call(execute(Profile::Strict, Role::Strict))?, Ok(Reply::Instance { .. })));
     launcher.stop()
 }
 
@@ -227,7 +248,7 @@ fn takes(role: Role, memory: u64) -> Command {
 fn instance_over() -> Result<(), Failed> {
     let mut launcher = Launcher::start(IdRange::default())?;
     let command = takes(Role::Instance, 64 << 20);
-    launcher.send(Request::Execute { files: Files::default(), command })?;
+    launcher.send(Request::Execute { profile: Profile::Lean, files: Files::default(), command })?;
     let (answer, fds) = launcher.receive()?;
     let Ok(Reply::Instance { instance, .. }) = answer.result else {
         return Err(format!("{answer:?}").into());

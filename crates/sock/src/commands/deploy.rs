@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use clap::Args;
 use serde_json::{Map, Value, json};
+use sock_isolation::Profile;
 
 use crate::bundle::{self, Bundle};
 use crate::client::{Client, segment};
@@ -42,6 +43,9 @@ pub(crate) struct Deploy {
     /// A new interpreter for each new instance, never a zygote
     #[arg(long)]
     fresh: bool,
+    /// Its containers' profile: lean, strict or paper; other than lean, none is forked from a zygote (default: lean)
+    #[arg(long, value_name = "NAME")]
+    profile: Option<Profile>,
     /// An instance of its own for each invocation; the next one imports the function before it is asked for
     #[arg(long)]
     single_use: bool,
@@ -111,6 +115,7 @@ fn tags(options: &Deploy) -> Map<String, Value> {
     let yes = |set: bool| set.then_some("true");
     let marks = [
         ("sock:fresh", yes(options.fresh)),
+        ("sock:profile", options.profile.map(Profile::name)),
         ("sock:public", yes(options.public)),
         ("sock:single-use", yes(options.single_use)),
         ("sock:tenant", options.tenant.as_deref()),

@@ -18,6 +18,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         index_url,
         find_links,
         require_cgroup_limits,
+        allow_paper,
         python,
         zygote_memory,
         spare_memory,
@@ -34,6 +35,7 @@ pub(crate) fn serve(options: Serve) -> Result<ExitCode> {
         index_url,
         find_links,
         require_cgroup_limits,
+        allow_paper,
         pythons: python,
         log_format: match log_format {
             LogFormat::Text => sock_gateway::LogFormat::Text,

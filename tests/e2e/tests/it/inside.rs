@@ -77,6 +77,48 @@ fn a_function_is_nobody_and_can_do_nothing() {
     }
 }
 
+/// With the network of the host, and of the rest what others have.
+#[test]
+fn a_function_may_be_strict_and_where_the_operator_allows_it_as_in_the_paper() {
+    let data = tempfile::tempdir().unwrap();
+    let path = tests("e2e/functions/inside.py");
+    let event = |server: &Server| json!({"port": server.port(), "data": data.path(), "network": true});
+    let server = Server::start_with(data.path(), &["--allow-paper"]);
+    server.deploy(&path, "strict", &["--timeout", "20", "--profile", "strict"]);
+    let answer = server.run("strict", &event(&server));
+    assert_eq!((answer.status, answer.start.as_str()), (200, "cold"), "{answer:?}");
+    assert_eq!((&answer.body["server"], &answer.body["raw"]), (&json!("EPERM"), &json!("EPERM")));
+    assert_eq!(answer.body["status"]["CapBnd"], json!(["0000000000000000"]));
+
+    server.deploy(&path, "paper", &["--timeout", "20", "--profile", "paper"]);
+    let answer = server.run("paper", &event(&server));
+    assert_eq!((answer.status, answer.start.as_str()), (200, "cold"), "{answer:?}");
+    let mut seen = answer.body;
+    assert_eq!(seen["server"], "ok", "it has the host's network");
+    assert_ne!(seen["status"]["Uid"], json!(["1000", "1000", "1000", "1000"]), "and no user ids of its own");
+    for (field, of_others) in
+        [("server", json!("ECONNREFUSED")), ("abroad", json!("ENETUNREACH")), ("interfaces", json!(["lo"]))]
+    {
+        seen[field] = of_others;
+    }
+    for field in ["Uid", "Gid"] {
+        seen["status"][field] = json!(["1000", "1000", "1000", "1000"]);
+    }
+    check(&seen, "paper");
+    // The next invocation, its end, and none of its mounts left.
+    assert_eq!(server.run("paper", &event(&server)).start, "warm");
+    server.succeed(&["delete", "paper"]);
+    server.succeed(&["delete", "strict"]);
+    server.wait_until(|| server.metric("sock_instances{"), |instances| *instances == 0);
+    assert!(server.stop());
+
+    let server = Server::start(data.path());
+    let refused = server.sock(&["deploy", path.to_str().unwrap(), "--name", "paper", "--profile", "paper"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("--allow-paper"), "{said}");
+    assert!(server.stop());
+}
+
 /// The helper that forks it shares the zygote's memory, and whoever does so loses what tells the C library.
 #[test]
 fn a_forked_function_knows_which_processor_it_is_on() {

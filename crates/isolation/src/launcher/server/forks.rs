@@ -25,7 +25,7 @@ use crate::error::Context;
 use crate::host::{Parent, Within};
 use crate::init::{Exit, Payload};
 use crate::launcher::wire::{Files, ZygoteId};
-use crate::plan::Nesting;
+use crate::plan::{Nesting, Profile};
 use crate::sys;
 
 /// Children that a zygote is asked for at a time. It forks them one by one, and the time that each may take begins when it is asked.
@@ -98,7 +98,7 @@ impl Server {
             let within = Within::Family(&family, uid);
             let (ground, ()) = self.ground(within, Ids::Within(zygote, pair), |server, ground| {
                 let parent = Parent { user: user.as_fd(), pids: pids.as_fd() };
-                let spec = server.spec(Nesting::Forbidden);
+                let spec = server.spec(Nesting::Forbidden, Profile::Lean);
                 // Relative to the zygote's user namespace.
                 let payload = Payload::Later { skipped: 0 };
                 server

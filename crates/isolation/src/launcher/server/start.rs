@@ -16,7 +16,7 @@ use crate::host::{Ground, Parent, Within};
 use crate::ids::Pair;
 use crate::init::{Command, Payload};
 use crate::launcher::wire::{Files, ForkZygote, InstanceId, MAX_SLOTS, Reply, StartZygote, ZygoteId};
-use crate::plan::Nesting;
+use crate::plan::{Nesting, Profile};
 use crate::verify;
 
 pub(super) enum Owner {
@@ -90,7 +90,7 @@ impl Server {
                 let fds = [&null, &log_theirs, &log_theirs, &theirs, &control_theirs].map(AsFd::as_fd);
                 let memory_by_kernel = server.host.has_controller("memory");
                 let command = Command { memory_by_kernel, ..command };
-                let what = (server.spec(Nesting::Slots), Payload::Command(command), &fds[..]);
+                let what = (server.spec(Nesting::Slots, Profile::Lean), Payload::Command(command), &fds[..]);
                 let map = (span.map(None), [span.first; 2]);
                 server.host.build(ground, map, None, what).map_err(text)?;
                 Ok(((channel, number), vec![control, log]))
@@ -128,7 +128,7 @@ impl Server {
                 // Another number than every zygote above it, the first of which has used up one.
                 let payload = Payload::Later { skipped: depth + 1 };
                 let map = (span.map(Some(above)), [span.first; 2]);
-                let what = (server.spec(Nesting::Forbidden), payload, &[][..]);
+                let what = (server.spec(Nesting::Forbidden, Profile::Lean), payload, &[][..]);
                 server.host.build(ground, map, Some(within), what).map_err(text)?;
                 Ok(((channel, number), [theirs, log_theirs, control_theirs], vec![control, log]))
             })?;
@@ -220,7 +220,16 @@ impl Server {
         self.serve_waiting(zygote);
     }
 
-    pub(super) fn execute(&mut self, id: u64, files: &Files, command: Command) -> Result<(), String> {
+    pub(super) fn execute(
+        &mut self,
+        id: u64,
+        profile: Profile,
+        files: &Files,
+        command: Command,
+    ) -> Result<(), String> {
+        if profile == Profile::Paper && !self.options.paper {
+            return Err("containers of the profile paper are not allowed here".into());
+        }
         let pair = self.pairs.take().ok_or("no user ids are left for another container")?;
         let limits = command.limits;
         let (ground, fds) = self.ground(Within::Host, Ids::Alone(pair), |server, ground| {
@@ -233,7 +242,7 @@ impl Server {
             let command = Command { memory_by_kernel: server.host.has_controller("memory"), ..command };
             let base = server.host.ids.block(0);
             let map = (pair.map(base), pair.both(base));
-            let what = (server.spec(Nesting::Forbidden), Payload::Command(command), &fds[..]);
+            let what = (server.spec(Nesting::Forbidden, profile), Payload::Command(command), &fds[..]);
             server.host.build(ground, map, None, what).map_err(text)?;
             Ok(vec![socket, log])
         })?;

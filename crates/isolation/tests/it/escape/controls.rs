@@ -3,6 +3,8 @@
 //!
 //! They weaken containers, so they run in the test machine only. Inside, a probe that has all capabilities has them in the
 //! container's user namespace: what the kernel asks of the host's root stays out of reach.
+//!
+//! Where several protections keep a probe out, each of them is put back alone, and has to be enough: see [`NOT_ENOUGH`].
 
 use libtest_mimic::Failed;
 
@@ -33,6 +35,9 @@ struct Control {
 }
 
 const MADE: &[&str] = &["made"];
+
+/// What is left out for the sake of another: alone it keeps the probe from nothing. By probe, or of all.
+const NOT_ENOUGH: &[(&str, &str, &str)] = &[];
 
 /// A file of the machine's root, on kernels that have it.
 const NOT_OURS: &[&str] = &["EACCES", "EPERM", "ENOENT"];
@@ -256,6 +261,54 @@ pub(super) fn complete() -> Result<(), Failed> {
     Ok(())
 }
 
+/// One protection: the steps of all capabilities are one, and so are namespaces.
+#[cfg(feature = "machine")]
+fn protections(control: &Control) -> Vec<(String, Vec<&'static str>, i32)> {
+    let Control { without, namespaces, .. } = control;
+    let is_capability = |step: &&&str| CAPABILITIES.contains(*step);
+    let mut all: Vec<_> = without
+        .iter()
+        .filter(|step| !is_capability(step))
+        .map(|step| ((*step).to_owned(), vec![*step], 0))
+        .collect();
+    if without.iter().any(|step| CAPABILITIES.contains(step)) {
+        all.push(("capabilities".to_owned(), CAPABILITIES.to_vec(), 0));
+    }
+    if *namespaces != 0 {
+        all.push(("namespaces".to_owned(), Vec::new(), *namespaces));
+    }
+    all
+}
+
+/// Each protection alone, where there are several: without the others, and the probe does not get as far as without any.
+#[cfg(feature = "machine")]
+fn alone() -> Vec<libtest_mimic::Trial> {
+    use sock_isolation::weaken::{self, Weakened};
+    let mut trials = Vec::new();
+    // What ends in no success without any ends so for a reason of the kernel's: nothing would tell them apart.
+    for control in all().into_iter().filter(|control| control.ends.contains(&"made")) {
+        let all = protections(&control);
+        for (name, steps, namespaces) in all.iter().filter(|_| all.len() > 1) {
+            let Control { probe, without, namespaces: missing, .. } = &control;
+            if NOT_ENOUGH.iter().any(|(of, step, _)| (*of == *probe || *of == "all") && step == name) {
+                continue;
+            }
+            let (probe, name) = (*probe, name.clone());
+            let steps: Vec<_> = without.iter().copied().filter(|step| !steps.contains(step)).collect();
+            let namespaces = (missing & !namespaces) as u64;
+            trials.push(libtest_mimic::Trial::test(format!("escape::alone::{probe}: {name}"), move || {
+                let weakened = Weakened { steps: steps.clone(), namespaces };
+                let found = weaken::during(weakened, || super::attempt(&crate::shop::Shop::open()?, probe))?;
+                if found == "made" {
+                    return Err(format!("{probe} gets through where nothing is left but {name}").into());
+                }
+                Ok(())
+            }));
+        }
+    }
+    trials
+}
+
 #[cfg(feature = "machine")]
 pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
     use sock_isolation::weaken::{self, Weakened};
@@ -274,5 +327,5 @@ pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
             Err(format!("without {without:?} {probe} ended with {found}, and should with {ends:?}").into())
         })
     };
-    all().into_iter().map(control).collect()
+    all().into_iter().map(control).chain(alone()).collect()
 }

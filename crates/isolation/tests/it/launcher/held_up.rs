@@ -11,7 +11,7 @@ use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sock_isolation::launcher::wire::{Files, Reply, Request};
-use sock_isolation::{IdRange, Limits};
+use sock_isolation::{IdRange, Limits, Profile};
 
 use super::{Launcher, command, zygote};
 use crate::Test;
@@ -72,7 +72,11 @@ fn hung() -> Result<(), Failed> {
     launcher.counts()?;
     let frozen = launcher.freeze()?;
     let begin = Instant::now();
-    let execute = Request::Execute { files: Files::default(), command: command(&["/bin/true"]) };
+    let execute = Request::Execute {
+        profile: Profile::Lean,
+        files: Files::default(),
+        command: command(&["/bin/true"]),
+    };
     let refused = launcher.refusal(execute)?;
     assert_eq!(refused, "PID 1 of the container died early");
     assert!(begin.elapsed() > Duration::from_secs(5), "{:?}", begin.elapsed());

@@ -9,8 +9,8 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use sock_isolation::IdRange;
 use sock_isolation::launcher::wire::{Answer, Counts, Files, InstanceId, Reply, Request};
+use sock_isolation::{IdRange, Profile};
 
 use super::{Launcher, command};
 use crate::Test;
@@ -26,7 +26,11 @@ const QUESTIONS: usize = 64;
 
 /// One that would never end, and the descriptors of ours.
 fn sleeper(launcher: &mut Launcher) -> Result<(InstanceId, Vec<OwnedFd>), Failed> {
-    launcher.send(Request::Execute { files: Files::default(), command: command(&["/bin/sleep", "60"]) })?;
+    launcher.send(Request::Execute {
+        profile: Profile::Lean,
+        files: Files::default(),
+        command: command(&["/bin/sleep", "60"]),
+    })?;
     let (answer, fds) = launcher.receive()?;
     match answer.result {
         Ok(Reply::Instance { instance, .. }) => Ok((instance, fds)),
