@@ -1,6 +1,6 @@
 //! The gateway's process: what the supervisor starts as an ordinary user.
 
-use std::io::Write;
+use std::io::{BufWriter, Stderr, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use crate::config::{Auth, GatewayConfig};
 use crate::doctor::DEFAULT_PYTHON;
 use crate::engine::{Engine, EngineOptions, SPARE_SHARE, default_budget};
 use crate::keys::{AccessKey, Keys};
+use crate::logs;
 use crate::runner::Runner;
 use crate::supervisor::{LogFormat, ServeOptions};
 
@@ -44,12 +45,30 @@ pub(crate) fn run(
 /// Lines that may wait to be written. Beyond that they are dropped, rather than have requests wait for whoever reads them.
 const LOG_QUEUE: usize = 16_384;
 
+/// The most that is written at once, bytes.
+const LOG_BUFFER: usize = 64 << 10;
+
+/// What is written to it gathers until it is flushed, which its thread does when nothing waits any more; and then for a moment.
+struct Gathered(BufWriter<Stderr>);
+
+impl Write for Gathered {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()?;
+        logs::rest();
+        Ok(())
+    }
+}
+
 /// Starts logging to standard error, by a thread of its own, until what it returns is dropped.
 fn log(format: LogFormat) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_QUEUE)
         .thread_name("log")
-        .finish(std::io::stderr());
+        .finish(Gathered(BufWriter::with_capacity(LOG_BUFFER, std::io::stderr())));
     let filter = tracing_subscriber::EnvFilter::try_from_env("SOCK_LOG")
         .unwrap_or_else(|_| "warn,sock_gateway=info".into());
     let subscriber = tracing_subscriber::fmt().with_writer(writer).with_env_filter(filter);

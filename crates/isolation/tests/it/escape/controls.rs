@@ -37,6 +37,7 @@ struct Control {
 
 const MADE: &[&str] = &["made"];
 
+#[cfg(feature = "machine")]
 /// What is left out for the sake of another, and alone keeps a probe from nothing; of "all" probes or one, and why.
 const NOT_ENOUGH: &[(&str, &str, &str)] = &[
     ("all", LOOPBACK, "it is left out since it would be done to the interface of the host"),
@@ -45,8 +46,9 @@ const NOT_ENOUGH: &[(&str, &str, &str)] = &[
     ("set_user_id_programs", LANDLOCK, "it does not go without no_new_privs"),
 ];
 
-/// Landlock keeps these apart since 6.12.
-const BY_NAME: [&str; 2] = ["abstract_socket_of_the_host", "abstract_socket_of_a_neighbour"];
+#[cfg(feature = "machine")]
+/// What Landlock keeps apart, signals and sockets by name, since 6.12.
+const SCOPED: [&str; 3] = ["abstract_socket_of_the_host", "abstract_socket_of_a_neighbour", "kill_init"];
 
 /// A file of the machine's root, on kernels that have it.
 const NOT_OURS: &[&str] = &["EACCES", "EPERM", "ENOENT"];
@@ -301,7 +303,7 @@ fn alone() -> Vec<libtest_mimic::Trial> {
             let Control { probe, without, namespaces: missing, .. } = &control;
             let is_old = if_kernel((6, 12), &[], &["old"]).contains(&"old");
             if NOT_ENOUGH.iter().any(|(of, step, _)| (*of == *probe || *of == "all") && step == name)
-                || (is_old && BY_NAME.contains(probe) && name == LANDLOCK)
+                || (is_old && SCOPED.contains(probe) && name == LANDLOCK)
             {
                 continue;
             }
