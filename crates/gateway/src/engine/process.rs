@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sock_zygote::frames::{self, Decoder, FrameError, Kind};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
@@ -105,7 +105,6 @@ impl Peer {
     /// Sends whole frames. Reads output meanwhile: a process that waits for room in its log reads nothing.
     pub(crate) async fn send_all(&mut self, frames: &[u8]) -> Result<(), PeerError> {
         let mut rest = frames;
-        let mut buffer = [0; 16 << 10];
         while !rest.is_empty() {
             tokio::select! {
                 biased;
@@ -114,7 +113,7 @@ impl Peer {
                     Ok(count) => rest = &rest[count..],
                 },
                 () = end(self.process.as_ref()) => return Err(PeerError::Unread),
-                read = self.log.read(&mut buffer), if self.log_open => take(&mut self.output, &mut self.log_open, read, &buffer),
+                ready = self.log.readable(), if self.log_open => self.read_log(ready),
             }
         }
         Ok(())
@@ -122,40 +121,59 @@ impl Peer {
 
     /// Waits for the next frame and keeps reading output meanwhile.
     pub(crate) async fn receive(&mut self) -> Result<(Kind, Vec<u8>), PeerError> {
-        let mut buffer = [0; 16 << 10];
-        let mut more = [0; 16 << 10];
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(frame);
             }
             tokio::select! {
                 biased;
-                read = self.socket.read(&mut more) => match read {
+                ready = self.socket.readable() => match ready.and_then(|()| self.read_socket()) {
                     // So Linux tells that the other end was closed with bytes in it that nobody had read: unix_release_sock().
                     // One that has begun to answer had read enough.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.decoder.is_empty() => {
                         return Err(PeerError::Unread);
                     }
-                    Ok(0) | Err(_) => return Err(self.closed().await),
-                    Ok(count) => self.decoder.push(&more[..count]),
+                    Ok(Some(0)) | Err(_) => return Err(self.closed().await),
+                    Ok(_) => {}
                 },
                 () = end(self.process.as_ref()) => return self.last_words(),
-                read = self.log.read(&mut buffer), if self.log_open => take(&mut self.output, &mut self.log_open, read, &buffer),
+                ready = self.log.readable(), if self.log_open => self.read_log(ready),
             }
         }
     }
 
     /// The frame that a process sent before it ended.
     fn last_words(&mut self) -> Result<(Kind, Vec<u8>), PeerError> {
-        let mut buffer = [0; 16 << 10];
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(frame);
             }
-            match self.socket.try_read(&mut buffer) {
-                Ok(count) if count > 0 => self.decoder.push(&buffer[..count]),
+            match self.read_socket() {
+                Ok(Some(count)) if count > 0 => {}
                 _ => return Err(PeerError::Gone),
             }
+        }
+    }
+
+    /// How many bytes came; nothing where there are none yet. Not in the futures above, which would hold its buffer and be moved with it.
+    fn read_socket(&mut self) -> io::Result<Option<usize>> {
+        let mut buffer = [0; 16 << 10];
+        match self.socket.try_read(&mut buffer) {
+            Ok(count) => {
+                self.decoder.push(&buffer[..count]);
+                Ok(Some(count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_log(&mut self, ready: io::Result<()>) {
+        let mut buffer = [0; 16 << 10];
+        match ready.and_then(|()| self.log.try_read(&mut buffer)) {
+            Ok(count) if count > 0 => self.output.push(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => self.log_open = false,
         }
     }
 
@@ -223,13 +241,6 @@ async fn end(process: Option<&pipe::Receiver>) {
         // It only fails when the runtime stops.
         Some(process) => drop(process.readable().await),
         None => std::future::pending().await,
-    }
-}
-
-fn take(output: &mut Output, open: &mut bool, read: io::Result<usize>, buffer: &[u8]) {
-    match read {
-        Ok(count) if count > 0 => output.push(&buffer[..count]),
-        _ => *open = false,
     }
 }
 
