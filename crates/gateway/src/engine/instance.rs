@@ -300,23 +300,12 @@ impl Engine {
             max_memory_mb: 0,
             launcher: self.launcher.clone(),
         };
-        match tokio::time::timeout(START, instance.peer.expect(Kind::Hello)).await {
-            Ok(Ok(_)) => {}
-            outcome => {
-                let said = String::from_utf8_lossy(&instance.peer.take_output().text).trim().to_owned();
-                if let (Some(zygote), Err(_)) = (&zygote, &outcome) {
-                    self.zygotes.discard(zygote);
-                }
-                let why = match outcome {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => format!("it said nothing for {} s", START.as_secs()),
-                };
-                return Err(format!("an instance did not start: {why} {said}"));
-            }
-        }
         let [pidfd, freezer, memory] = match looked_at.try_into() {
             Ok(looked_at) => looked_at,
-            Err(_) => self.check(id).await?,
+            Err(_) => {
+                greeted(&mut instance.peer).await?;
+                self.check(id).await?
+            }
         };
         (instance.freezer, instance.memory) = (Some(freezer.into()), Some(memory.into()));
         instance.peer.watch(pidfd).map_err(|error| format!("failed to watch a process: {error}"))?;
@@ -343,6 +332,17 @@ impl Engine {
             _ => Ended { exit: None, out_of_memory: false },
         }
     }
+}
+
+/// Waits until an instance that was executed says that it is there.
+async fn greeted(peer: &mut Peer) -> Result<(), String> {
+    let why = match tokio::time::timeout(START, peer.expect(Kind::Hello)).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("it said nothing for {} s", START.as_secs()),
+    };
+    let said = String::from_utf8_lossy(&peer.take_output().text).trim().to_owned();
+    Err(format!("an instance did not start: {why} {said}"))
 }
 
 pub(super) fn megabytes(bytes: u64) -> u32 {

@@ -285,13 +285,13 @@ impl Server {
                 self.asked = Instant::now();
                 self.take(&buffer[..length]);
             }
-            if watching && self.looked.elapsed() >= WATCH {
-                self.watch();
-            }
             self.send_answers()?;
             if self.has_dead() {
                 self.bury()?;
                 self.send_answers()?;
+            }
+            if watching && look_due(self.looked, self.asked) <= Instant::now() {
+                self.watch();
             }
         }
     }
@@ -300,11 +300,15 @@ impl Server {
     fn until(&self, watching: bool) -> PollTimeout {
         let now = Instant::now();
         let lull = (!self.wanting.is_empty()).then(|| self.asked + LULL);
-        let look = (watching || self.has_dead()).then(|| now + WATCH);
+        let look = watching.then(|| look_due(self.looked, self.asked));
+        let bury = self.has_dead().then(|| now + WATCH);
         let children = self.forking.values().map(|child| child.looks.due()).min();
         let zygotes = self.zygotes.values().filter_map(|state| state.admitting.as_ref()?.due()).min();
         let released = self.released.due(self.asked + LULL, self.dying.len());
-        match [lull, look, children, zygotes, released, self.look_at_spares_due()].into_iter().flatten().min()
+        match [lull, look, bury, children, zygotes, released, self.look_at_spares_due()]
+            .into_iter()
+            .flatten()
+            .min()
         {
             // Rounded up: it would look again and again in the last millisecond.
             Some(at) => {
@@ -422,6 +426,12 @@ impl Server {
     }
 }
 
+/// When the watchdog looks next. In a lull: what was asked for just now may run on this very processor when the launcher sleeps. Where there is
+/// none, all the same.
+fn look_due(looked: Instant, asked: Instant) -> Instant {
+    (looked + WATCH).max(asked + LULL).min(looked + 2 * WATCH)
+}
+
 fn text(error: crate::SyscallError) -> String {
     error.to_string()
 }
@@ -449,4 +459,18 @@ fn fork_channel() -> SysResult<(OwnedFd, OwnedFd, u64)> {
 fn null() -> SysResult<OwnedFd> {
     nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         .call_on("open", "/dev/null")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watchdog_looks_in_a_lull_or_after_twice_its_time() {
+        let looked = Instant::now();
+        let at = |millis| looked + Duration::from_millis(millis);
+        for (asked, due) in [(0, 50), (30, 50), (45, 65), (75, 95), (81, 100), (99, 100)] {
+            assert_eq!(look_due(looked, at(asked)), at(due), "asked after {asked} ms");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Children of zygotes, from when they are asked for until they are known to be confined.
 //!
-//! A child says that it has dropped everything by the first byte on its socket, whose other end waits here until then. It is looked at,
+//! A child says that it has dropped everything by five bytes on its socket, whose other end waits here until then. It is looked at,
 //! joins the spares or goes to the request that waits for it, and its zygote may put no more processes into its cgroup. So what a request
 //! gets has been looked at; of a spare that was long before, since what a process gave up it cannot get back.
 
@@ -21,6 +21,9 @@ use crate::{plan, sys, verify};
 
 /// How long a child may take until it says something: a machine that is in need of memory is slow.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The length of what it says: a frame without contents.
+const HELLO: usize = 5;
 
 /// Milliseconds until a child is looked at again in whose container there is one process too many, the last of them again and again: a busy
 /// machine may not have let the helper end yet that forked it.
@@ -185,10 +188,12 @@ impl Server {
     fn look_at_child(&self, child: &Forking) -> Result<Looked, Unfit> {
         let Forking { zygote, slot, .. } = child;
         if child.looks.again.is_none() {
-            let mut byte = [0; 1];
-            match recv(child.fds[0].as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-                Ok(1) => {}
-                Ok(_) => return Err(Unfit::Ever("it is gone".to_owned())),
+            // Read here: for who reads it, the kernel wakes the child, to tell it that there is room again.
+            let mut hello = [0; HELLO];
+            match recv(child.fds[0].as_raw_fd(), &mut hello, MsgFlags::MSG_DONTWAIT) {
+                Ok(HELLO) => {}
+                Ok(0) => return Err(Unfit::Ever("it is gone".to_owned())),
+                Ok(_) => return Err(Unfit::Ever("it says something else".to_owned())),
                 Err(_) => return Err(Unfit::Silent),
             }
         }
