@@ -17,6 +17,10 @@ FULL = 448
 OWN, MADV_COLLAPSE = 1 << 63 | 1 << 56, 25
 
 
+# What was moved, where it was.
+left = []
+
+
 def fill_holes():
     """Takes all free memory that lies between what is in use. A child would fill it with small things of its own, one here and one
     there, and each would cost it the copy of a page: a tenth of all that it copies until its first answer.
@@ -55,6 +59,8 @@ def gather(action, environment):
     finally:
         sys.setprofile(before)
     for function in [thing for thing in gc.get_objects() if type(thing) is FunctionType and id(thing.__code__) in used]:
+        # Nothing is to be put where the old one was.
+        left.append(function.__code__)
         function.__code__ = function.__code__.replace()
     items = [(bytes(bytearray(name)), bytes(bytearray(value))) for name, value in environment.items()]
     environment.clear()
