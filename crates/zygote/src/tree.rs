@@ -46,7 +46,7 @@ use crate::sharing::{Distribution, Lock};
 
 pub use costs::{Cost, Costs};
 pub use idle::{IdleInstance, keep};
-pub use rate::{Rate, burst, slots, spares, spares_for_bursts};
+pub use rate::{Rate, burst, slots, slots_at_least, spares, spares_for_bursts};
 
 /// A distribution's file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -70,3 +70,10 @@ pub fn spares_for_bursts(asked: &[f64], room: u32, most: u32) -> Vec<u32> {
 pub fn slots(burst: f64, spares: u32, (least, most): (u32, u32)) -> u32 {
     (burst.ceil() as u32).saturating_sub(spares).clamp(least, most.max(least))
 }
+
+/// How many slots each of `nodes` keeps at the least, before anybody has seen a burst: an equal share of what fits into `room` at `bytes` each,
+/// within bounds.
+pub fn slots_at_least(room: u64, bytes: u64, nodes: usize, (least, most): (u32, u32)) -> u32 {
+    let each = room / bytes.max(1) / (nodes as u64).max(1);
+    u32::try_from(each).unwrap_or(u32::MAX).clamp(least, most.max(least))
+}

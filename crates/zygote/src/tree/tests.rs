@@ -277,6 +277,14 @@ proptest! {
     }
 
     #[test]
+    fn slots_for_a_first_burst_fit(room in 0..1u64 << 40, bytes in 1..1u64 << 30, nodes in 0..100usize, least in 0..9u32, most in 0..100u32) {
+        let each = slots_at_least(room, bytes, nodes, (least, most));
+        prop_assert!((least..=most.max(least)).contains(&each));
+        prop_assert!(each == least || u64::from(each) * nodes as u64 * bytes <= room);
+        prop_assert!(slots_at_least(room, bytes, nodes + 1, (least, most)) <= each);
+    }
+
+    #[test]
     fn a_rate_decays_and_is_never_negative(events in prop::collection::vec((-10.0..1e4f64, 0..100u32), 0..20), later in 0.0..1e5f64) {
         let (mut rate, mut now) = (Rate::default(), 0.0f64);
         for (after, count) in events {
