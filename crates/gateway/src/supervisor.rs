@@ -90,6 +90,11 @@ pub enum SuperviseError {
     /// See [`NoBase`].
     #[error(transparent)]
     NoBase(#[from] NoBase),
+    /// Who is let in is everybody who reaches the socket.
+    #[error(
+        "--allow-paper with --no-auth would give such functions, which have the host's network, the whole API: leave one of the two out"
+    )]
+    PaperWithoutAuth,
     /// Every range of user ids that a server may choose has one.
     #[error(
         "all ranges of user ids for containers are taken by other servers; give one of your own with --id-range"
@@ -189,6 +194,9 @@ pub fn supervise(options: &ServeOptions) -> Result<(), SuperviseError> {
     let uid = nix::unistd::geteuid();
     if !uid.is_root() {
         return Err(SuperviseError::NotRoot(uid.as_raw()));
+    }
+    if options.allow_paper && options.no_auth {
+        return Err(SuperviseError::PaperWithoutAuth);
     }
     if options.no_auth && !options.listen.ip().is_loopback() {
         return Err(SuperviseError::OpenToAll(options.listen));

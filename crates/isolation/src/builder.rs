@@ -167,14 +167,13 @@ impl Builder {
         let (socket, theirs) = pair()?;
         let steps = plan::template(template, work);
         let parent = nix::unistd::getpid();
-        let pid =
-            sys::fork(|| match server::serve(theirs, &steps, template.base.directories.clone(), parent) {
-                Ok(()) => 0,
-                Err(error) => {
-                    eprintln!("sock: slot builder: {error}");
-                    1
-                }
-            })?;
+        let pid = sys::fork(|| match server::serve(theirs, &steps, template.mounts(), parent) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("sock: slot builder: {error}");
+                1
+            }
+        })?;
         let pidfd = sys::pidfd_open(pid).call("pidfd_open")?;
         let builder = Self { socket, pid, pidfd };
         // The first message says that the root stands; if there is none, it does not.

@@ -226,6 +226,16 @@ const ROOT_INODES: u64 = 1024;
 
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
+impl Template {
+    /// What of the root is a mount of its own, devices aside, by paths without the slash at their beginning.
+    pub fn mounts(&self) -> Vec<String> {
+        let certificates = self.certificates.as_ref().map(|_| CERTIFICATES.to_owned());
+        self.base.directories.iter().cloned().chain(certificates).collect()
+    }
+}
+
+const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
+
 /// The plan of `spec`'s root, assembled at `work`.
 pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
     let at = |path: &str| work.join(path.trim_start_matches('/'));
@@ -277,7 +287,7 @@ pub fn template(spec: &Template, work: &Path) -> Vec<Step> {
     }
     if let Some(certificates) = &spec.certificates {
         steps.extend([directory("etc/ssl"), directory("etc/ssl/certs")]);
-        let path = at("etc/ssl/certs/ca-certificates.crt");
+        let path = at(CERTIFICATES);
         steps.push(Step::File { path: path.clone(), contents: Vec::new() });
         steps.push(Step::Bind {
             from: certificates.clone(),
@@ -467,7 +477,7 @@ pub fn slot(spec: &SlotSpec) -> Vec<Step> {
     steps
 }
 
-/// Where the roots of paper containers are, in the builder's own mount namespace.
+/// Where the roots of paper containers are, in a mount namespace that nobody else is in.
 pub(crate) const PAPER: &str = "/sock/paper";
 
 /// A place for those roots, which can be written to.
@@ -476,14 +486,14 @@ pub(crate) fn room_for_paper() -> Step {
     Step::Tmpfs { at: PAPER.into(), bytes: 1 << 20, inodes: 1 << 16, mode: 0o700, flags }
 }
 
-/// The plan of a container of the profile `paper`, performed by its PID 1 in the builder's mount namespace. `directories`:
-/// those of the template that are mounts of their own.
-pub fn paper(spec: &SlotSpec, directories: &[String], root: &Path) -> Vec<Step> {
+/// The plan of a container of the profile `paper`, performed by its PID 1 in a mount namespace that all of them share. `mounts`:
+/// [`Template::mounts`].
+pub fn paper(spec: &SlotSpec, mounts: &[String], root: &Path) -> Vec<Step> {
     let mut steps = vec![
         Step::Directory { path: root.to_owned(), mode: 0o755 },
         Step::BindAlone { from: "/".into(), to: root.to_owned(), attributes: RO | NOSUID | NODEV },
     ];
-    for name in directories {
+    for name in mounts {
         let from = Path::new("/").join(name);
         steps.push(Step::Bind { from, to: root.join(name), attributes: RO | NOSUID | NODEV });
     }
@@ -491,8 +501,11 @@ pub fn paper(spec: &SlotSpec, directories: &[String], root: &Path) -> Vec<Step> 
         let from = Path::new("/dev").join(name);
         steps.push(Step::Bind { from, to: root.join("dev").join(name), attributes: NOSUID | NOEXEC });
     }
+    steps.extend([Step::AttachProc { at: root.join("proc") }]);
+    let inside = |path: &str| root.join(path.trim_start_matches('/'));
+    steps.extend(MASKED_DIRECTORIES.map(|path| Step::MaskDirectory { path: inside(path) }));
+    steps.extend(MASKED.map(|path| Step::Mask { path: inside(path) }));
     steps.extend([
-        Step::AttachProc { at: root.join("proc") },
         Step::Tmpfs {
             at: root.join("tmp"),
             bytes: spec.tmp_bytes,
@@ -592,7 +605,10 @@ mod tests {
         let strict = SlotSpec { profile: Profile::Strict, var: false, ..spec.clone() };
         insta::assert_snapshot!("slot_strict", lines(&slot(&strict)));
         let root = Path::new("/sock/paper/7");
-        insta::assert_snapshot!("slot_paper", lines(&paper(&strict, &["usr".into()], root)));
+        insta::assert_snapshot!(
+            "slot_paper",
+            lines(&paper(&strict, &["usr".into(), CERTIFICATES.into()], root))
+        );
         insta::assert_snapshot!("slot_paper_of_a_function", lines(&paper(&spec, &["usr".into()], root)));
         spec.nesting = Nesting::Slots;
         insta::assert_snapshot!("slot_of_a_zygote", lines(&slot(&spec)));

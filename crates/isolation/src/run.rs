@@ -184,7 +184,7 @@ fn begin(
         Profile::Paper => {
             stand()?;
             perform(&[plan::room_for_paper()], &Outside::default())?;
-            let steps = plan::paper(spec, &template.base.directories, &Path::new(plan::PAPER).join("0"));
+            let steps = plan::paper(spec, &template.mounts(), &Path::new(plan::PAPER).join("0"));
             maker.clone_init(order, &steps, (theirs, socket))?
         }
         Profile::Lean | Profile::Strict => {

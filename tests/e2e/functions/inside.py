@@ -46,6 +46,10 @@ def handler(event, context):
         "abroad": "not tried" if event.get("network") else attempt(lambda: socket.create_connection(("192.0.2.1", 9), 2)),
         "writes": {path: attempt(lambda: write(path)) for path in
                    ("/tmp/x", "/x", "/etc/x", "/usr/x", "/var/x", "/var/task/x", "/packages/x", "/sock/x", "/dev/x", "/proc/sys/kernel/hostname")},
+        # Of containers of the profile paper, whose mounts are in one namespace.
+        "mounts": [line for line in open("/proc/self/mountinfo") if "/sock/paper" in line],
+        "certificates": os.path.getsize("/etc/ssl/certs/ca-certificates.crt") > 0,
+        "masked": [name for name in ("keys", "kallsyms", "timer_list") if os.path.exists("/proc/" + name) and open("/proc/" + name).read(1)],
         "chroot": attempt(lambda: os.chroot("/tmp")),
         "mount": call("mount", b"none", b"/tmp", b"tmpfs", 0, None),
         "umount": call("umount2", b"/tmp", 0),

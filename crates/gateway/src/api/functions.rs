@@ -105,7 +105,8 @@ fn create_blocking(gateway: &Gateway, body: &Body) -> Result<Arc<Entry>, ApiErro
             "1 validation error detected: Value at 'role' failed to satisfy constraint: Member must not be null",
         ));
     }
-    let tags = tags::checked(request.tags.unwrap_or_default(), gateway.config.allow_paper)?;
+    let tags = tags::checked(request.tags.unwrap_or_default())?;
+    tags::profile(&tags, gateway.config.allow_paper)?;
     let code = keep(gateway, &request.code)?;
     let wanted = Deployment { revision: revision(), config, code, packages: None, marks: None, resumes: 0 };
     let record =

@@ -154,13 +154,18 @@ fn live(call: &Call, entry: &Entry) -> Result<Arc<Function>, ApiError> {
             "The operation cannot be performed at this time. The function is currently in the following state: {state}"
         ))
     })?;
-    if live.profile == Profile::Paper && !call.gateway.config.allow_paper {
+    if !is_allowed(&call.gateway, &live) {
         return Err(ApiError::paper());
     }
     match interpreter(&call.gateway.config.interpreters, &live.runtime) {
         Some(_) => Ok(live),
         None => Err(ApiError::no_runtime(&live.runtime)),
     }
+}
+
+/// It may have been deployed when more was.
+fn is_allowed(gateway: &Gateway, function: &Function) -> bool {
+    function.profile != Profile::Paper || gateway.config.allow_paper
 }
 
 fn invocation(call: &Call, body: &Body) -> Result<Invocation, ApiError> {
@@ -224,8 +229,10 @@ pub(crate) enum Attempt {
 pub(crate) async fn attempt(gateway: &Gateway, event: Event, received: Instant) -> Attempt {
     let Some(entry) = gateway.registry.get(&event.function) else { return Attempt::NoFunction };
     let live = entry.live.clone();
-    let runs =
-        |function: &Arc<Function>| interpreter(&gateway.config.interpreters, &function.runtime).is_some();
+    let runs = |function: &Arc<Function>| {
+        is_allowed(gateway, function)
+            && interpreter(&gateway.config.interpreters, &function.runtime).is_some()
+    };
     let Some(function) = live.filter(runs) else { return Attempt::NoRoom };
     let Event { id, payload, client_context, .. } = event;
     let invocation = Invocation { request_id: id, event: payload, received, client_context };

@@ -31,9 +31,11 @@ pub(super) async fn add(call: &Call, arn: &str, body: Body) -> Result<Answer, Ap
     let new: TagResource = parse(&body.bytes)?;
     let allow_paper = call.gateway.config.allow_paper;
     change(call, name, move |record| {
+        // What a function is already does not keep it from another tag.
+        profile(&new.tags, allow_paper)?;
         let mut tags = record.tags.clone();
         tags.extend(new.tags);
-        record.tags = checked(tags, allow_paper)?;
+        record.tags = checked(tags)?;
         Ok(())
     })
     .await?;
@@ -53,10 +55,7 @@ pub(super) async fn remove(call: &Call, arn: &str) -> Result<Answer, ApiError> {
 }
 
 /// Tags as they may be.
-pub(super) fn checked(
-    tags: BTreeMap<String, String>,
-    allow_paper: bool,
-) -> Result<BTreeMap<String, String>, ApiError> {
+pub(super) fn checked(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     if tags.len() > MAX_TAGS {
         return Err(ApiError::invalid(format!("a function has at most {MAX_TAGS} tags")));
     }
@@ -66,7 +65,6 @@ pub(super) fn checked(
     if tags.iter().any(too_long) {
         return Err(ApiError::invalid("a tag's key has 1 to 128 characters and its value at most 256"));
     }
-    profile(&tags, allow_paper)?;
     Ok(tags)
 }
 

@@ -113,7 +113,11 @@ impl Peer {
                     Ok(count) => rest = &rest[count..],
                 },
                 () = end(self.process.as_ref()) => return Err(PeerError::Unread),
-                ready = self.log.readable(), if self.log_open => self.read_log(ready),
+                ready = self.log.readable(), if self.log_open => {
+                    self.read_log(ready);
+                    // Who writes without end is not to keep whoever looks at the time from it.
+                    tokio::task::yield_now().await;
+                }
             }
         }
         Ok(())
@@ -137,7 +141,11 @@ impl Peer {
                     Ok(_) => {}
                 },
                 () = end(self.process.as_ref()) => return self.last_words(),
-                ready = self.log.readable(), if self.log_open => self.read_log(ready),
+                ready = self.log.readable(), if self.log_open => {
+                    self.read_log(ready);
+                    // Who writes without end is not to keep whoever looks at the time from it.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -246,6 +254,7 @@ async fn end(process: Option<&pipe::Receiver>) {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream as Stream;
 
@@ -290,5 +299,25 @@ mod tests {
             drop(theirs);
         };
         assert!(matches!(exchange(&mut answering, answers).await, PeerError::Gone), "it had half an answer");
+    }
+
+    /// Else whoever waits for the answer, and looks at the time in the same task, would never come to that.
+    #[tokio::test]
+    async fn who_writes_without_end_is_left_alone_now_and_then() {
+        let (ours, _theirs) = Stream::pair().unwrap();
+        let (log, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        nix::unistd::write(&writer, &[b'x'; 64 << 10]).unwrap();
+        let mut peer = Peer::new(vec![ours.into(), log]).unwrap();
+        let mut receive = Box::pin(peer.receive());
+        let mut looked = 0;
+        let once = std::future::poll_fn(|context| {
+            looked += 1;
+            // The first time nothing is known to be there yet.
+            assert!(receive.as_mut().poll(context).is_pending());
+            if looked < 3 { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+        });
+        tokio::time::timeout(Duration::from_secs(10), once).await.unwrap();
+        drop(receive);
+        assert!((1..64 << 10).contains(&peer.output.total()), "{}", peer.output.total());
     }
 }

@@ -165,8 +165,9 @@ impl Record {
         let Deployment { revision, config, code, packages, .. } = deployment;
         let marks = deployment.marks.as_ref().unwrap_or(&self.tags);
         let marked = |name: &str| marks.get(name).is_some_and(|value| value == "true");
-        // What is no profile's name was refused when it was to be set.
-        let profile = marks.get(TAG_PROFILE).and_then(|name| name.parse().ok()).unwrap_or_default();
+        // What is no profile's name was refused when it was to be set, by this program.
+        let profile = marks.get(TAG_PROFILE);
+        let profile = profile.map_or(Profile::Lean, |name| name.parse().unwrap_or(Profile::Strict));
         Function {
             name: self.name.clone(),
             arn: realm.arn(&self.name),

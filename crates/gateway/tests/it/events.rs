@@ -142,3 +142,25 @@ fn metrics_are_for_who_has_a_key() {
     assert!(!text.contains("echo"), "no name of a function: {text}");
     assert_eq!(Request::new("GET", "/readyz", "").send(server.address).json(), json!({ "status": "ready" }));
 }
+
+/// It waits for a server that does.
+#[test]
+fn an_event_of_a_profile_that_is_not_allowed_any_more_is_not_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(GatewayConfig { allow_paper: true, ..config(dir.path()) });
+    server.deploy("slow", "app.slow");
+    let arn = "/2017-03-31/tags/arn:aws:lambda:us-east-1:000000000000:function:slow";
+    let paper = serde_json::json!({ "Tags": { "sock:profile": "paper" } });
+    assert_eq!(server.ask(Request::new("POST", arn, paper.to_string())).status, 204);
+    accepted(&server, "slow", "1");
+    server.fake.until("it runs", |seen| seen.running == 1);
+    server.crash();
+
+    let server = quick_to_retry(dir.path());
+    until(&server, "sock_events_waiting", 1);
+    server.stop(|| ()).unwrap();
+    let server = Server::start_with(GatewayConfig { allow_paper: true, ..config(dir.path()) });
+    server.fake.until("it runs where it may", |seen| seen.running == 1);
+    server.fake.invocations.add_permits(1);
+    until(&server, "sock_events_waiting", 0);
+}

@@ -84,6 +84,11 @@ fn paper_is_refused_without_the_operators_word() {
     let server = Server::start_in(dir.path());
     assert_eq!(server.invoke("seen", "1").status, 403);
     assert_eq!(server.ask(Request::new("POST", "/run/seen", "1")).status, 403);
+    assert_eq!(
+        server.ask(tag(&json!({ "team": "sound" }))).status,
+        204,
+        "another tag is no question of that"
+    );
     assert_eq!(server.ask(tag(&json!({ "sock:profile": "lean" }))).status, 204);
     assert_eq!(server.invoke("seen", "1").status, 200);
 }

@@ -37,6 +37,13 @@ impl Maker {
         Ok(Self { host_proc, own_pids })
     }
 
+    /// The mount namespace that this process is in.
+    pub(crate) fn own_mounts(&self) -> SysResult<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let path = "self/ns/mnt";
+        openat(&self.host_proc, path, flags, Mode::empty()).call_on("open", path)
+    }
+
     /// Gives `init` its proc; gives the descriptors that go with the word that it is made.
     pub(crate) fn prepare(&self, init: Pid, enterable: bool, socket: &OwnedFd) -> SysResult<Vec<OwnedFd>> {
         let namespace = |name: &str| {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -43,25 +43,26 @@ struct Server {
     running: HashMap<Pid, Running>,
     /// Those of them that are still being made: making waits for the kernel now and then, and others can be made meanwhile.
     pending: Vec<Pid>,
-    /// Of the template, those that are mounts of their own.
-    directories: Vec<String>,
-    /// Whether there is a place for the roots of paper containers.
-    has_paper: bool,
+    /// See [`plan::Template::mounts`].
+    mounts: Vec<String>,
+    /// The mount namespace of paper containers, once there was one: what is mounted in the builder's own, all containers to come get a copy of.
+    paper: Option<Paper>,
     /// The last plan, and of what it is. Most containers are alike; and each page that PID 1 writes to, as it would to make
     /// a plan of its own, costs it a copy.
     planned: Option<(SlotSpec, Rc<[Step]>)>,
+}
+
+/// Mount namespaces.
+struct Paper {
+    own: OwnedFd,
+    theirs: OwnedFd,
 }
 
 /// The most that are made side by side.
 const SIDE_BY_SIDE: usize = 4;
 
 /// The builder's life: its caller's requests, until the caller hangs up.
-pub(super) fn serve(
-    caller: OwnedFd,
-    template: &[Step],
-    directories: Vec<String>,
-    parent: Pid,
-) -> SysResult<()> {
+pub(super) fn serve(caller: OwnedFd, template: &[Step], mounts: Vec<String>, parent: Pid) -> SysResult<()> {
     // Nothing else of the caller's: its end of the socket above all, or the builder would never see it closed.
     let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let caller = sys::arrange(&[input.as_fd(), output.as_fd(), error.as_fd()], caller)?;
@@ -89,8 +90,8 @@ pub(super) fn serve(
         maker,
         running: HashMap::new(),
         pending: Vec::new(),
-        directories,
-        has_paper: false,
+        mounts,
+        paper: None,
         planned: None,
     })
     .run(&signals)
@@ -181,7 +182,7 @@ impl Server {
             self.pending.retain(|other| *other != pid);
             let Some(Running { slot, socket, made, root, .. }) = self.running.remove(&pid) else { continue };
             if let Some(root) = root {
-                remove_root(&root)?;
+                self.among_paper(|_| remove_root(&root))?;
             }
             // What PID 1 had to say is in the socket; if it was killed, nothing is, and the end of file says so.
             let exit = match read_init(&socket) {
@@ -204,15 +205,17 @@ impl Server {
         let order = Order::take(make, fds).ok_or_else(|| format!("{count} descriptors are too few"))?;
         let root = (order.make.spec.profile == Profile::Paper)
             .then(|| Path::new(plan::PAPER).join(slot.to_string()));
-        if root.is_some() {
-            self.make_room_for_paper().map_err(text)?;
-        }
         let steps = match &root {
-            Some(root) => plan::paper(&order.make.spec, &self.directories, root).into(),
+            Some(root) => plan::paper(&order.make.spec, &self.mounts, root).into(),
             None => self.plan(&order.make.spec),
         };
         let (socket, theirs) = pair().map_err(text)?;
-        let init = self.maker.clone_init(&order, &steps, (theirs, &socket)).map_err(text)?;
+        let clone = |maker: &Maker| maker.clone_init(&order, &steps, (theirs, &socket));
+        let init = match &root {
+            Some(_) => self.among_paper(|server| clone(&server.maker)),
+            None => clone(&self.maker),
+        };
+        let init = init.map_err(text)?;
         let prepared = self.maker.prepare(init, order.make.spec.var, &socket);
         match prepared {
             Ok(made) => {
@@ -248,13 +251,23 @@ impl Server {
         }
     }
 
-    /// A place that can be written to, in the builder's own mount namespace.
-    fn make_room_for_paper(&mut self) -> SysResult<()> {
-        if !self.has_paper {
-            perform(&[plan::room_for_paper()], &Outside::default())?;
-            self.has_paper = true;
+    /// Performs `action` in the mount namespace of paper containers. Whoever does not get back makes no containers any more.
+    fn among_paper<T>(&mut self, action: impl FnOnce(&Self) -> SysResult<T>) -> SysResult<T> {
+        if self.paper.is_none() {
+            let own = self.maker.own_mounts()?;
+            nix::sched::unshare(CloneFlags::CLONE_NEWNS).call("unshare")?;
+            let made = perform(&[plan::room_for_paper()], &Outside::default());
+            let theirs = made.and_then(|()| self.maker.own_mounts());
+            setns(&own, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
+            self.paper = Some(Paper { theirs: theirs?, own });
         }
-        Ok(())
+        let Some(Paper { theirs, .. }) = &self.paper else { return Err(Errno::ENOENT).call("setns mnt") };
+        setns(theirs, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
+        let result = action(self);
+        if let Some(Paper { own, .. }) = &self.paper {
+            setns(own, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
+        }
+        result
     }
 
     /// Takes PID 1's word on whether its root stands, and passes it on.
@@ -270,7 +283,7 @@ impl Server {
             Ok(FromInit::Failed { error, .. }) => {
                 // It ends by itself, which is nobody's news any more.
                 if let Some(root) = self.running.remove(&init).and_then(|running| running.root) {
-                    remove_root(&root)?;
+                    self.among_paper(|_| remove_root(&root))?;
                 }
                 self.tell(&FromBuilder::Failed { slot, error }, Vec::new())
             }

@@ -17,7 +17,7 @@ const LIMITS: [Limit; 4] = [
     Limit {
         subject: "memory limit",
         controller: "memory",
-        otherwise: "kept by RLIMIT_DATA for each process, and by a look at resident memory every 50 ms; files in \
+        otherwise: "kept by RLIMIT_DATA for each process, and by a look at resident memory every 50 to 100 ms; files in \
                     memory are not counted",
     },
     Limit {

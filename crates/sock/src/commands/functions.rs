@@ -51,6 +51,10 @@ pub(crate) fn show(options: &OfFunction) -> Result<ExitCode> {
             crate::say!("{name:width$}  {}", show::plain(value));
         }
     }
+    // What `sock deploy` was told beside what Lambda has settings for: sock:profile, sock:tenant and the like.
+    for (name, value) in function["Tags"].as_object().into_iter().flatten() {
+        crate::say!("{name:width$}  {}", show::plain(value));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

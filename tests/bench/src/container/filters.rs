@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter, sock_filter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, sock_filter};
 use sock_isolation::Role;
 use sock_isolation::process::Child;
 use sock_isolation::seccomp::{self, Architecture};
@@ -40,7 +40,8 @@ fn list() -> Result<BpfProgram> {
     let numbers = allowed.filter_map(|(name, _)| Architecture::NATIVE.number(name));
     let rules: BTreeMap<i64, _> = numbers.map(|number| (number.into(), Vec::new())).collect();
     let refused = SeccompAction::Errno(libc::ENOSYS as u32);
-    let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, TargetArch::x86_64)?;
+    let filter =
+        SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     Ok(filter.try_into()?)
 }
 

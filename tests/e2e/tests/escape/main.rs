@@ -1,4 +1,4 @@
-//! Ways out of a container, tried by a function, forked from a zygote and cold, and by a command of `sock run`. The probes and how each has
+//! Ways out of a container, tried by a function, forked from a zygote, cold and strict, and by a command of `sock run`. The probes and how each has
 //! to end are `sock-isolation`'s own (`crates/isolation/tests/it/escape`); here they meet what the platform adds.
 //!
 //! All of them are tried once for each run of the tests; each outcome is a test.
@@ -27,7 +27,8 @@ const PROBES: &str = "../crates/isolation/tests/it/escape/probes.py";
 /// These fill `/tmp`, which is memory that counts: what becomes of a function that does is `handlers::toomuch`'s.
 const NOT_HERE: [&str; 2] = ["all_of_tmp", "all_inodes"];
 
-const FUNCTIONS: [&str; 2] = ["forked", "cold"];
+/// The last of the profile `strict`.
+const FUNCTIONS: [&str; 3] = ["forked", "cold", "held"];
 /// Under `sock run`, each of that profile.
 const COMMANDS: [&str; 2] = ["lean", "strict"];
 
@@ -51,7 +52,7 @@ fn check(kind: &str, name: &str, expected: &str) -> Result<(), Failed> {
     let found = outcomes[kind].get(name).ok_or("it was not tried")?;
     let strict = expected.split(' ').find_map(|outcome| outcome.strip_prefix("strict:"));
     let is_right = match strict {
-        Some(outcome) if kind == "strict" => outcome == found,
+        Some(outcome) if ["strict", "held"].contains(&kind) => outcome == found,
         _ => expected.split(' ').any(|outcome| outcome == found),
     };
     if is_right {
@@ -133,11 +134,15 @@ fn try_all() -> Outcomes {
         outcomes.insert(profile.to_owned(), run(profile, &environment, &probes));
     }
     for kind in FUNCTIONS {
-        let fresh: &[&str] = if kind == "cold" { &["--fresh"] } else { &[] };
-        let flags = [&["--handler", "probes.handler", "--timeout", "600", "--memory", "512"], fresh].concat();
+        let more: &[&str] = match kind {
+            "cold" => &["--fresh"],
+            "held" => &["--profile", "strict"],
+            _ => &[],
+        };
+        let flags = [&["--handler", "probes.handler", "--timeout", "600", "--memory", "512"], more].concat();
         server.deploy(&tests(PROBES), kind, &flags);
         let answer = server.run(kind, &json!({"environment": environment, "probes": probes}));
-        assert_eq!((answer.status, answer.start == "cold"), (200, kind == "cold"), "{answer:?}");
+        assert_eq!((answer.status, answer.start == "cold"), (200, kind != "forked"), "{answer:?}");
         outcomes.insert(kind.to_owned(), serde_json::from_value(answer.body).unwrap());
     }
     // The server and the next one's functions are as they were.

@@ -54,6 +54,9 @@ fn check(seen: &Value, what: &str) {
         ["EPERM", "EAFNOSUPPORT", "EACCES"].contains(&seen["packet"].as_str().unwrap()),
         "{what}: packet"
     );
+    assert_eq!(seen["mounts"], json!([]), "{what}");
+    assert_eq!(seen["masked"], json!([]), "{what}");
+    assert_eq!(seen["certificates"], true, "{what}");
     assert_eq!(seen["kill_init"], "EPERM", "{what}: PID 1 is another user's");
     assert_eq!(seen["descriptors"], json!([0, 1, 2, 3]), "{what}");
 }
@@ -105,10 +108,19 @@ fn a_function_may_be_strict_and_where_the_operator_allows_it_as_in_the_paper() {
         seen["status"][field] = json!(["1000", "1000", "1000", "1000"]);
     }
     check(&seen, "paper");
-    // The next invocation, its end, and none of its mounts left.
     assert_eq!(server.run("paper", &event(&server)).start, "warm");
-    server.succeed(&["delete", "paper"]);
-    server.succeed(&["delete", "strict"]);
+    // What was made while it is there has none of its mounts.
+    for (name, flags) in [("strict", ["--profile", "strict"]), ("cold", ["--fresh", "--public"])] {
+        server.deploy(&path, name, &[&["--timeout", "20"][..], &flags].concat());
+        let answer = server.run(name, &event(&server));
+        assert_eq!((answer.start.as_str(), &answer.body["mounts"]), ("cold", &json!([])), "{answer:?}");
+    }
+    // One more beside it, and their end.
+    server.deploy(&path, "another", &["--timeout", "20", "--profile", "paper"]);
+    assert_eq!(server.run("another", &event(&server)).status, 200);
+    for name in ["paper", "another", "strict", "cold"] {
+        server.succeed(&["delete", name]);
+    }
     server.wait_until(|| server.metric("sock_instances{"), |instances| *instances == 0);
     assert!(server.stop());
 

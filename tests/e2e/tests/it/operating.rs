@@ -203,6 +203,8 @@ fn a_registry_that_is_none_is_refused() {
 #[test]
 fn nobody_is_let_in_without_a_key_from_another_machine() {
     let data = tempfile::tempdir().unwrap();
+    let (code, said) = refused(&data.path().join("new"), "127.0.0.1:0", &["--no-auth", "--allow-paper"]);
+    assert!(code == Some(1) && said.contains("leave one of the two out"), "{code:?} {said}");
     let (code, said) = refused(&data.path().join("new"), "0.0.0.0:0", &["--no-auth"]);
     let expected = "sock: --no-auth lets everybody in, so it works on loopback only, not on 0.0.0.0:0";
     assert_eq!((code, said.as_str()), (Some(1), expected));

@@ -156,10 +156,11 @@ def set_user_id_programs():
     """None of them takes effect: by the mounts, by no_new_privs, and in one that runs, held up by a pipe that nobody reads."""
     program = next(path for path in ("/usr/bin/su", "/usr/bin/mount") if os.path.exists(path) and os.stat(path).st_mode & stat.S_ISUID)
     _, end = os.pipe()
-    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 4096)
-    os.write(end, bytes(4096))
+    os.write(end, bytes(fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 4096)))
     with subprocess.Popen([program, "--help"], stdout=end, stderr=end, stdin=subprocess.DEVNULL) as child:
         while not reading("/proc/%d/stat" % child.pid).startswith("%d (%s) S" % (child.pid, os.path.basename(program))):
+            if child.poll() is not None:
+                return "it ended"
             os.sched_yield()
         ids = next(line for line in reading("/proc/%d/status" % child.pid).splitlines() if line.startswith("Uid:")).split()[1:]
         child.kill()
