@@ -27,7 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         .filter_map(|line| line.split_once(' '))
         .map(|(name, outcomes)| {
             Trial::test(format!("escape::{name}"), move || {
-                let found = attempt(&Shop::open()?, name)?;
+                let found = attempt(name)?;
                 if outcomes.split(' ').any(|outcome| outcome == found && !outcome.contains(':')) {
                     return Ok(());
                 }
@@ -111,12 +111,13 @@ fn neighbour(shop: &Shop) -> Result<(Container, BTreeMap<String, String>), Faile
     Ok((container, environment))
 }
 
-fn attempt(shop: &Shop, name: &str) -> Result<String, Failed> {
+fn attempt(name: &str) -> Result<String, Failed> {
+    let shop = Shop::open()?;
     let mut script = tempfile::tempfile()?;
     script.write_all(PROBES.as_bytes())?;
     script.rewind()?;
     let bait = Bait::lay()?;
-    let (neighbour, of_neighbour) = neighbour(shop)?;
+    let (neighbour, of_neighbour) = neighbour(&shop)?;
     let (read, write) = pipe()?;
     let script: OwnedFd = script.into();
     let mut container = shop.workshop.create()?;
@@ -129,6 +130,7 @@ fn attempt(shop: &Shop, name: &str) -> Result<String, Failed> {
     File::from(read).read_to_string(&mut said)?;
     container.destroy()?;
     neighbour.destroy()?;
+    shop.close()?;
     let outcome =
         said.trim().strip_prefix(&format!("{{\"{name}\": \"")).and_then(|rest| rest.strip_suffix("\"}"));
     Ok(outcome.ok_or_else(|| format!("it said: {said}"))?.to_owned())
