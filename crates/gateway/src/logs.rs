@@ -320,4 +320,25 @@ mod tests {
         assert_eq!(names(), ["kept.log"]);
         assert_eq!(logs.read(&kept, None).await.unwrap().text, b"a line\n");
     }
+
+    #[test]
+    fn lines_of_one_log_are_written_at_once_and_none_waits_behind_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| FunctionName::parse(name).unwrap());
+        let log = |name: &FunctionName| fs::read(dir.path().join(format!("{name}.log"))).unwrap_or_default();
+        let mut gathered = Vec::new();
+        for (name, text) in [(&one, "a"), (&two, "b"), (&one, "c")] {
+            gather(dir.path(), &mut gathered, name.clone(), text.as_bytes());
+        }
+        assert!(log(&one).is_empty() && gathered.len() == 2);
+        write(dir.path(), &mut gathered);
+        assert_eq!((log(&one), log(&two)), (b"ac".to_vec(), b"b".to_vec()));
+        gather(dir.path(), &mut gathered, one.clone(), &vec![b'x'; MAX_GATHERED.1]);
+        assert_eq!((log(&one).len(), gathered.len()), (2 + MAX_GATHERED.1, 0));
+        for number in 0..MAX_GATHERED.0 {
+            let name = FunctionName::parse(&format!("many-{number}")).unwrap();
+            gather(dir.path(), &mut gathered, name, b"x");
+        }
+        assert!(gathered.is_empty());
+    }
 }

@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut fds = fds.into_iter();
         // What follows, and is not used here, is for who wants to watch it, freeze it, and know its memory.
         let mut peer = Peer::new(fds.by_ref().take(2).collect())?;
-        peer.expect(Kind::Hello)?;
+        // Its hello was for the launcher, which has looked at it.
         peer.send(Kind::Init, &frames::init(&function(), &[]))?;
         peer.expect(Kind::Ready)?;
         let header = InvokeHeader {

@@ -29,7 +29,7 @@ pub enum Kind {
     Invoke,
     /// To a zygote: [`ImportList`].
     Import,
-    /// From an instance: it has dropped everything and waits. Empty.
+    /// From an instance: it has dropped everything and waits. Empty. That of a zygote's child is read by the launcher.
     Hello,
     /// From an instance: the handler is imported. [`Ready`], and code for other instances of the same function. See [`with_code`].
     Ready,

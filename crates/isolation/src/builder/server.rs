@@ -251,21 +251,21 @@ impl Server {
         }
     }
 
-    /// Performs `action` in the mount namespace of paper containers. Whoever does not get back makes no containers any more.
+    /// Performs `action` in the mount namespace of paper containers.
     fn among_paper<T>(&mut self, action: impl FnOnce(&Self) -> SysResult<T>) -> SysResult<T> {
         if self.paper.is_none() {
             let own = self.maker.own_mounts()?;
             nix::sched::unshare(CloneFlags::CLONE_NEWNS).call("unshare")?;
             let made = perform(&[plan::room_for_paper()], &Outside::default());
             let theirs = made.and_then(|()| self.maker.own_mounts());
-            setns(&own, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
+            go_back(&own);
             self.paper = Some(Paper { theirs: theirs?, own });
         }
         let Some(Paper { theirs, .. }) = &self.paper else { return Err(Errno::ENOENT).call("setns mnt") };
         setns(theirs, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
         let result = action(self);
         if let Some(Paper { own, .. }) = &self.paper {
-            setns(own, CloneFlags::CLONE_NEWNS).call("setns mnt")?;
+            go_back(own);
         }
         result
     }
@@ -290,6 +290,14 @@ impl Server {
             // It has ended, and is reaped next.
             Ok(FromInit::Exited(_)) | Err(_) => Ok(()),
         }
+    }
+}
+
+/// Whoever does not get back makes no container any more: it would have what others have mounted.
+fn go_back(own: &OwnedFd) {
+    if let Err(errno) = setns(own, CloneFlags::CLONE_NEWNS) {
+        eprintln!("sock: slot builder: setns mnt: {errno}");
+        sys::exit_now(1)
     }
 }
 
