@@ -22,9 +22,17 @@ pub(crate) fn mounts(data: &Path) -> usize {
     tables.map(|table| table.lines().filter(|line| line.contains(data)).count()).sum()
 }
 
-/// A server with instances of two functions, one of them busy.
+/// A server with instances of functions of all profiles.
 pub(crate) fn with_instances(data: &Path) -> Server {
-    let server = Server::start(data);
+    let server = Server::start_with(data, &["--allow-paper"]);
+    for profile in ["strict", "paper"] {
+        server.deploy(
+            &tests("functions/echo"),
+            profile,
+            &["--handler", "main.handler", "--profile", profile],
+        );
+        assert_eq!(server.run(profile, &json!([profile])).body, json!([profile]));
+    }
     server.deploy(&tests("e2e/functions/where.py"), "where", &["--timeout", "60"]);
     server.deploy(&tests("functions/echo"), "echo", &["--handler", "main.handler"]);
     assert_eq!(server.run("echo", &json!([1])).body, json!([1]));
@@ -174,7 +182,9 @@ fn survives(wanted: impl Fn(&Server, &Process) -> bool, count: usize, noticed: i
 /// Every function answers, the server has what it had, and nothing is left when it stops.
 pub(crate) fn is_as_before(server: Server, data: &Path, before: &Holdings) {
     assert_eq!(server.run("echo", &json!([2])).body, json!([2]));
-    assert_eq!(server.run("where", &json!({})).status, 200);
+    for name in ["where", "strict", "paper"] {
+        assert_eq!(server.run(name, &json!({})).status, 200, "{name}");
+    }
     server.wait_until(|| Holdings::of(&server, data), |now| now == before);
     let group = group(&server);
     assert!(server.stop());
