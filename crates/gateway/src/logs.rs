@@ -16,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,7 +37,7 @@ const MAX_GATHERED: (usize, usize) = (64, 1 << 20);
 
 /// How long the writer rests after it has written. Each line that comes meanwhile would wake a thread, which at thousands of
 /// invocations a second took a tenth of two processors; so they gather, and those of one log are written at once.
-pub(crate) const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(5);
 
 /// A place in a function's log: in which file, and how far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,13 +88,24 @@ pub(crate) struct Log {
 /// The logs of a data directory.
 #[derive(Debug)]
 pub(crate) struct Logs {
-    jobs: mpsc::Sender<Job>,
+    /// Both are there until it is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
     removals: Removals,
 }
 
+/// Nothing is lost at a stop.
+impl Drop for Logs {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
 impl Logs {
-    /// Opens the directory, removes what is not of one of these functions, and starts the writer, which ends when this is dropped and
-    /// everything is written.
+    /// Opens the directory, removes what is not of one of these functions, and starts the writer. To drop it waits until everything is written.
     pub(crate) fn open(dir: PathBuf, functions: &BTreeSet<FunctionName>) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let wanted: BTreeSet<String> = functions.iter().flat_map(files).collect();
@@ -106,8 +118,9 @@ impl Logs {
         let (jobs, inbox) = mpsc::channel(QUEUE);
         let removals = Removals::default();
         let known = removals.clone();
-        std::thread::Builder::new().name("logs".into()).spawn(move || work(&dir, inbox, &known))?;
-        Ok(Self { jobs, removals })
+        let writer = std::thread::Builder::new().name("logs".into());
+        let writer = writer.spawn(move || work(&dir, inbox, &known))?;
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), removals })
     }
 
     /// The log of the function that has this name now.
@@ -117,20 +130,26 @@ impl Logs {
 
     /// Adds to a function's log.
     pub(crate) async fn append(&self, log: &Log, text: Bytes) {
-        // It only fails if the writer is gone; it has said why.
-        let _ = self.jobs.send(Job::Append(log.clone(), text)).await;
+        self.send(Job::Append(log.clone(), text)).await;
+    }
+
+    async fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            // It only fails if the writer is gone; it has said why.
+            let _ = jobs.send(job).await;
+        }
     }
 
     /// Removes a function's log.
     pub(crate) async fn remove(&self, name: &FunctionName) {
         *lock(&self.removals).entry(name.clone()).or_default() += 1;
-        let _ = self.jobs.send(Job::Remove(name.clone())).await;
+        self.send(Job::Remove(name.clone())).await;
     }
 
     /// Reads a function's log from a place on, or its end. Nothing was written yet: nothing is there.
     pub(crate) async fn read(&self, name: &FunctionName, after: Option<Cursor>) -> io::Result<Part> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.jobs.send(Job::Read(name.clone(), after, reply)).await;
+        self.send(Job::Read(name.clone(), after, reply)).await;
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the log writer has ended")))
     }
 }
@@ -319,6 +338,19 @@ mod tests {
         let logs = Logs::open(dir.path().into(), &[kept.clone()].into()).unwrap();
         assert_eq!(names(), ["kept.log"]);
         assert_eq!(logs.read(&kept, None).await.unwrap().text, b"a line\n");
+    }
+
+    #[tokio::test]
+    async fn who_closes_the_logs_has_all_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::open(dir.path().into(), &BTreeSet::new()).unwrap();
+        let name = FunctionName::parse("echo").unwrap();
+        for line in 0..100 {
+            logs.append(&logs.of(&name), format!("{line}\n").into()).await;
+        }
+        drop(logs);
+        let text = fs::read_to_string(dir.path().join("echo.log")).unwrap();
+        assert_eq!(text.lines().count(), 100);
     }
 
     #[test]

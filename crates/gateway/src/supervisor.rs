@@ -565,6 +565,9 @@ fn start_gateway(
         listener.try_clone().map_err(|error| SuperviseError::Listen { address: options.listen, error })?;
     let child = Child::fork(move || {
         let id = ids.gateway();
+        // Until this process has said what it has to say: the launcher ends when it is hung up on, and whoever finds that one's end
+        // first kills this one.
+        let _held = launcher.try_clone();
         let ordinary = process::become_ordinary(id).map_err(|error| error.to_string());
         match ordinary.and_then(|()| crate::ordinary::run(options, listener, (launcher, serving))) {
             Ok(()) => 0,

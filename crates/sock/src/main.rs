@@ -98,7 +98,7 @@ struct Serve {
     /// Refuse to start where cgroup controllers for memory, processes or processors are missing
     #[arg(long)]
     require_cgroup_limits: bool,
-    /// Let functions have containers of the profile paper, which see the host's network (for comparison)
+    /// Let functions have containers of the profile paper, which see the host's network (for comparison; not with --no-auth)
     #[arg(long)]
     allow_paper: bool,
     /// Interpreter of the base system; may be repeated, the first is the default

@@ -149,6 +149,7 @@ fn an_event_of_a_profile_that_is_not_allowed_any_more_is_not_run() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(GatewayConfig { allow_paper: true, ..config(dir.path()) });
     server.deploy("slow", "app.slow");
+    server.deploy("echo", "app.echo");
     let arn = "/2017-03-31/tags/arn:aws:lambda:us-east-1:000000000000:function:slow";
     let paper = serde_json::json!({ "Tags": { "sock:profile": "paper" } });
     assert_eq!(server.ask(Request::new("POST", arn, paper.to_string())).status, 204);
@@ -157,7 +158,11 @@ fn an_event_of_a_profile_that_is_not_allowed_any_more_is_not_run() {
     server.crash();
 
     let server = quick_to_retry(dir.path());
+    // Taken up when the server started, as this one is now, which runs.
+    accepted(&server, "echo", "1");
+    server.fake.until_noted("invoke echo");
     until(&server, "sock_events_waiting", 1);
+    assert_eq!(count(&server, "invoke slow"), 0);
     server.stop(|| ()).unwrap();
     let server = Server::start_with(GatewayConfig { allow_paper: true, ..config(dir.path()) });
     server.fake.until("it runs where it may", |seen| seen.running == 1);

@@ -106,8 +106,8 @@ pub enum Request {
         /// Slots that wait for a process; at most 64.
         slots: u32,
     },
-    /// Get an instance of a zygote: a spare if there is one, else forked now. Replies [`Reply::Instance`] once it has said so by five bytes
-    /// (which are read), dropped everything and was looked at, with its socket, its log, and the descriptors of [`Request::Check`].
+    /// Get an instance of a zygote: a spare if there is one, else forked now. Replies [`Reply::Instance`] once it has dropped everything, has
+    /// said so by five bytes, which nobody else gets, and was looked at; with its socket, its log, and the descriptors of [`Request::Check`].
     Fork {
         /// From which zygote.
         zygote: ZygoteId,

@@ -300,7 +300,7 @@ fn paper_fails() -> Result<(), Failed> {
     for _ in 0..3 {
         let error = shop.workshop.create().err().ok_or("it was made")?.to_string();
         assert!(error.contains("sethostname: Invalid argument"), "{error}");
-        let own = std::fs::read_to_string(format!("/proc/{builder}/mountinfo"))?;
+        let own = fs::read_to_string(format!("/proc/{builder}/mountinfo"))?;
         assert!(!own.contains("/sock/paper"), "what others get a copy of: {own}");
         let mounts = paper_mounts(builder)?;
         assert!(mounts.contains(" /sock/paper "), "this is not that of paper containers: {mounts}");
@@ -311,27 +311,26 @@ fn paper_fails() -> Result<(), Failed> {
 
 /// Of the namespace that a builder keeps for them, which nobody is in.
 fn paper_mounts(builder: &str) -> Result<String, Failed> {
-    let own = std::fs::read_link(format!("/proc/{builder}/ns/mnt"))?;
+    let own = fs::read_link(format!("/proc/{builder}/ns/mnt"))?;
     let others = |path: &std::path::PathBuf| {
-        std::fs::read_link(path).is_ok_and(|link| link != own && link.to_string_lossy().starts_with("mnt:"))
+        fs::read_link(path).is_ok_and(|link| link != own && link.to_string_lossy().starts_with("mnt:"))
     };
-    let mut all =
-        std::fs::read_dir(format!("/proc/{builder}/fd"))?.filter_map(Result::ok).map(|fd| fd.path());
-    let namespace = std::fs::File::open(all.find(others).ok_or("it has no other namespace")?)?;
-    let proc = std::fs::File::open("/proc")?;
+    let mut all = fs::read_dir(format!("/proc/{builder}/fd"))?.filter_map(Result::ok).map(|fd| fd.path());
+    let namespace = File::open(all.find(others).ok_or("it has no other namespace")?)?;
+    let proc = File::open("/proc")?;
     let (read, write) = pipe()?;
-    let child = sock_isolation::process::Child::fork(|| {
+    let child = Child::fork(|| {
         use nix::fcntl::{OFlag, openat};
         let entered = nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS);
         let mounts = entered
             .and_then(|()| openat(&proc, "self/mountinfo", OFlag::O_RDONLY, nix::sys::stat::Mode::empty()));
-        let copied = mounts.map_err(std::io::Error::from).and_then(|mounts| {
-            std::io::copy(&mut std::fs::File::from(mounts), &mut std::fs::File::from(write))
-        });
+        let copied = mounts
+            .map_err(std::io::Error::from)
+            .and_then(|mounts| std::io::copy(&mut File::from(mounts), &mut File::from(write)));
         i32::from(copied.is_err())
     })?;
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut std::fs::File::from(read), &mut text)?;
+    File::from(read).read_to_string(&mut text)?;
     assert_eq!(child.wait()?, Exit::Code(0));
     Ok(text)
 }

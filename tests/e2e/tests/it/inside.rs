@@ -110,8 +110,8 @@ fn a_function_may_be_strict_and_where_the_operator_allows_it_as_in_the_paper() {
     check(&seen, "paper");
     assert_eq!(server.run("paper", &event(&server)).start, "warm");
     // What was made while it is there has none of its mounts.
-    for (name, flags) in [("strict", ["--profile", "strict"]), ("cold", ["--fresh", "--public"])] {
-        server.deploy(&path, name, &[&["--timeout", "20"][..], &flags].concat());
+    for (name, flags) in [("strict", &["--profile", "strict"][..]), ("cold", &["--fresh"])] {
+        server.deploy(&path, name, &[&["--timeout", "20"], flags].concat());
         let answer = server.run(name, &event(&server));
         assert_eq!((answer.start.as_str(), &answer.body["mounts"]), ("cold", &json!([])), "{answer:?}");
     }

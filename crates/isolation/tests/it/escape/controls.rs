@@ -37,8 +37,8 @@ struct Control {
 
 const MADE: &[&str] = &["made"];
 
-#[cfg(feature = "machine")]
 /// What is left out for the sake of another, and alone keeps a probe from nothing; of "all" probes or one, and why.
+#[cfg(feature = "machine")]
 const NOT_ENOUGH: &[(&str, &str, &str)] = &[
     ("all", LOOPBACK, "it is left out since it would be done to the interface of the host"),
     ("kill_init", FILTER, "everybody may send signals: PID 1 is another user's"),
@@ -46,8 +46,8 @@ const NOT_ENOUGH: &[(&str, &str, &str)] = &[
     ("set_user_id_programs", LANDLOCK, "it does not go without no_new_privs"),
 ];
 
-#[cfg(feature = "machine")]
 /// What Landlock keeps apart, signals and sockets by name, since 6.12.
+#[cfg(feature = "machine")]
 const SCOPED: [&str; 3] = ["abstract_socket_of_the_host", "abstract_socket_of_a_neighbour", "kill_init"];
 
 /// A file of the machine's root, on kernels that have it.
@@ -296,12 +296,12 @@ fn protections(control: &Control) -> Vec<(String, Vec<&'static str>, i32)> {
 fn alone() -> Vec<libtest_mimic::Trial> {
     use sock_isolation::weaken::{self, Weakened};
     let mut trials = Vec::new();
+    let is_old = !if_kernel((6, 12), &[], MADE).is_empty();
     // What ends in no success without any ends so for a reason of the kernel's: nothing would tell them apart.
     for control in all().into_iter().filter(|control| control.ends.contains(&"made")) {
         let all = protections(&control);
         for (name, steps, namespaces) in all.iter().filter(|_| all.len() > 1) {
             let Control { probe, without, namespaces: missing, .. } = &control;
-            let is_old = if_kernel((6, 12), &[], &["old"]).contains(&"old");
             if NOT_ENOUGH.iter().any(|(of, step, _)| (*of == *probe || *of == "all") && step == name)
                 || (is_old && SCOPED.contains(probe) && name == LANDLOCK)
             {
